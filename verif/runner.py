@@ -1,0 +1,96 @@
+"""Builds one block of the chip with Verilator and runs a cocotb testbench on it.
+
+A pytest entry point calls `run(block, "verif.pe_tb", cases=...)`; the testbench reads its parameters with
+`parameters()` and its random generator from `rng()`, whose seed is printed and can be set with `SEED=`.
+"""
+
+import hashlib
+import json
+import os
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+
+from lnpu.hdl import Block, emit_verilog
+from lnpu.toolchain import RTL, verilator_environment
+
+__all__ = ["parameters", "rng", "run"]
+
+BUILD = Path(__file__).resolve().parent.parent / "build" / "verif"
+_WAIVED = ("-Wno-fatal", "-Wno-lint", "-Wno-style")
+
+
+def run(block: Block, testbench: str, **parameters) -> None:
+    """Emit `block`, build it (cached by content) and run every cocotb test in module `testbench`.
+
+    Parameters
+    ----------
+    block : Block
+        The device under test.
+    testbench : str
+        Importable name of the cocotb module, e.g. ``"verif.pe_tb"``.
+    parameters
+        JSON-serialisable values for the testbench, see `parameters`.
+
+    Raises
+    ------
+    AssertionError
+        If a cocotb test fails; the message names the tests and the log.
+    """
+    from cocotb_tools.runner import get_runner
+
+    label = hashlib.sha256(repr((block.module_name, testbench, sorted(parameters.items()))).encode()).hexdigest()[:8]
+    work = BUILD / f"{block.module_name}-{testbench.rsplit('.', 1)[-1]}-{label}"
+    sources = [*emit_verilog(block, work / "rtl"), *sorted((RTL / "sram").glob("*.v"))]
+    waves = bool(os.environ.get("WAVES"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + bytes([waves])).hexdigest()
+    stamp = work / "content"
+    environment = verilator_environment()
+    saved = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        runner = get_runner("verilator")
+        stale = not stamp.exists() or stamp.read_text() != digest
+        runner.build(
+            sources=sources,
+            hdl_toplevel=block.module_name,
+            build_dir=work / "sim",
+            build_args=[*_WAIVED, "--x-initial", "unique", "-O3"],
+            always=stale,
+            waves=waves,
+            log_file=work / "build.log",
+        )
+        stamp.write_text(digest)
+        results = runner.test(
+            hdl_toplevel=block.module_name,
+            test_module=testbench,
+            build_dir=work / "sim",
+            test_dir=work,
+            results_xml=str(work / "results.xml"),
+            waves=waves,
+            log_file=work / "test.log",
+            extra_env={
+                "LNPU_PARAMETERS": json.dumps(parameters),
+                "PYTHONPATH": os.pathsep.join([str(BUILD.parent.parent), os.environ.get("PYTHONPATH", "")]),
+            },
+        )
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
+    cases = list(ET.parse(results).iter("testcase"))
+    failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    assert cases, f"{testbench} ran no test, see {work / 'test.log'}"
+    assert not failed, f"{testbench}: {', '.join(map(str, failed))} failed, see {work / 'test.log'}"
+
+
+def parameters() -> dict:
+    """Parameters that `run` was called with (inside the simulator)."""
+    return json.loads(os.environ["LNPU_PARAMETERS"])
+
+
+def rng(default_seed: int = 1) -> np.random.Generator:
+    """Random generator of a testbench; prints its seed, which `SEED=` overrides."""
+    seed = int(os.environ.get("SEED", default_seed))
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
