@@ -76,11 +76,15 @@ class ChipConfig:
         _check("cores", self.cores, "1 to 16", 1 <= self.cores <= 16)
         _check("beat", self.beat, "4, 8 or 16", self.beat in (4, 8, 16))
         _check(
-            "lanes", self.lanes, f"a multiple of beat ({self.beat}) up to 128", self.beat <= self.lanes <= 128
-            and self.lanes % self.beat == 0,
+            "lanes",
+            self.lanes,
+            f"a multiple of beat ({self.beat}) up to 128",
+            self.beat <= self.lanes <= 128 and self.lanes % self.beat == 0,
         )
         _check(
-            "axi_bits", self.axi_bits, f"64, 128 or 256 and at most 32 * beat ({32 * self.beat})",
+            "axi_bits",
+            self.axi_bits,
+            f"64, 128 or 256 and at most 32 * beat ({32 * self.beat})",
             self.axi_bits in (64, 128, 256) and self.axi_bits <= 32 * self.beat,
         )
         _check("address_bits", self.address_bits, "32 to 40", 32 <= self.address_bits <= 40)
@@ -91,7 +95,9 @@ class ChipConfig:
         ):
             value = getattr(self, name)
             _check(
-                name, value, f"a multiple of beat ({self.beat}) from {low} to {high}",
+                name,
+                value,
+                f"a multiple of beat ({self.beat}) from {low} to {high}",
                 isinstance(value, int) and low <= value <= high and value % self.beat == 0,
             )
         for name, low, high in (
@@ -105,7 +111,9 @@ class ChipConfig:
             value = getattr(self, name)
             _check(name, value, f"{low} to {high}", isinstance(value, int) and low <= value <= high)
         _check(
-            "burst_beats", self.burst_beats, "a power of two from 4 to 256",
+            "burst_beats",
+            self.burst_beats,
+            "a power of two from 4 to 256",
             self.burst_beats in (4, 8, 16, 32, 64, 128, 256),
         )
 
@@ -139,8 +147,18 @@ EDGE = ChipConfig(name="edge", cores=1, lanes=16, dense_rows=512, vmem_rows=4096
 """For an ECP5-85k: 16 FP16 MACs a cycle in one core."""
 
 PAPER = ChipConfig(
-    name="paper", cores=12, lanes=64, beat=16, axi_bits=256, dense_rows=256, psum_rows=64, vmem_rows=4096,
-    sum_rows=64, reads_in_flight=16, writes_in_flight=16, burst_beats=32,
+    name="paper",
+    cores=12,
+    lanes=64,
+    beat=16,
+    axi_bits=256,
+    dense_rows=256,
+    psum_rows=64,
+    vmem_rows=4096,
+    sum_rows=64,
+    reads_in_flight=16,
+    writes_in_flight=16,
+    burst_beats=32,
 )
 """768 FP16 MACs a cycle."""
 

@@ -3,8 +3,18 @@
 from amaranth.lib import data, enum
 
 __all__ = [
-    "BLOCK", "F16_INF", "F16_NAN", "F32_NAN", "LENGTH_UNIT", "SLOT_BYTES", "Code", "NonzeroMode", "PrecisionMode",
-    "TensorKind", "element_beat", "psum_layout",
+    "BLOCK",
+    "F16_INF",
+    "F16_NAN",
+    "F32_NAN",
+    "LENGTH_UNIT",
+    "SLOT_BYTES",
+    "Code",
+    "NonzeroMode",
+    "PrecisionMode",
+    "TensorKind",
+    "element_beat",
+    "psum_layout",
 ]
 
 from lnpu.config import BLOCK

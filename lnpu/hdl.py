@@ -104,14 +104,16 @@ class Sram(wiring.Component):
             raise ValueError(f"granularity must divide the width {width}, not {granularity!r}")
         self.depth, self.width, self.granularity = depth, width, granularity
         addr = (depth - 1).bit_length()
-        super().__init__({
-            "w_en": wiring.In(width // granularity),
-            "w_addr": wiring.In(addr),
-            "w_data": wiring.In(width),
-            "r_en": wiring.In(1),
-            "r_addr": wiring.In(addr),
-            "r_data": wiring.Out(width),
-        })
+        super().__init__(
+            {
+                "w_en": wiring.In(width // granularity),
+                "w_addr": wiring.In(addr),
+                "w_data": wiring.In(width),
+                "r_en": wiring.In(1),
+                "r_addr": wiring.In(addr),
+                "r_data": wiring.Out(width),
+            }
+        )
 
     def elaborate(self, platform):
         return Instance(

@@ -9,8 +9,17 @@ from lnpu.ctrl.commands import COMMAND_BYTES
 from lnpu.formats import element_beat
 
 __all__ = [
-    "Error", "axi_read_signature", "axi_write_signature", "axi_lite_signature", "buffer_write", "command_stream",
-    "memory_read_signature", "memory_write_signature", "vmem_read_signature", "vmem_row", "vmem_write",
+    "Error",
+    "axi_lite_signature",
+    "axi_read_signature",
+    "axi_write_signature",
+    "buffer_write",
+    "command_stream",
+    "memory_read_signature",
+    "memory_write_signature",
+    "vmem_read_signature",
+    "vmem_row",
+    "vmem_write",
 ]
 
 COMMAND_BITS = 8 * COMMAND_BYTES
@@ -41,16 +50,18 @@ def buffer_write(config: ChipConfig) -> data.StructLayout:
     Not transposed: element e of the beat goes to (row, column + e). Transposed: to (row + e, column). The one that
     runs over e is a multiple of `beat`. Whatever is outside the buffer must not be written; LOAD has checked it.
     """
-    return data.StructLayout({
-        "valid": 1,
-        "cores": config.cores,
-        "dense": 1,  # the dense buffer, else the sparse buffer
-        "page": 1,
-        "transpose": 1,
-        "row": 12,
-        "column": 8,
-        "beat": element_beat(config.beat),
-    })
+    return data.StructLayout(
+        {
+            "valid": 1,
+            "cores": config.cores,
+            "dense": 1,  # the dense buffer, else the sparse buffer
+            "page": 1,
+            "transpose": 1,
+            "row": 12,
+            "column": 8,
+            "beat": element_beat(config.beat),
+        }
+    )
 
 
 def vmem_row(config: ChipConfig) -> data.ArrayLayout:
@@ -69,10 +80,12 @@ def vmem_read_signature(config: ChipConfig) -> wiring.Signature:
     `row` is the word of the last handshake on `request`, from the cycle after it until the cycle after the next
     handshake on this port.
     """
-    return wiring.Signature({
-        "request": Out(stream.Signature(unsigned(16))),
-        "row": In(vmem_row(config)),
-    })
+    return wiring.Signature(
+        {
+            "request": Out(stream.Signature(unsigned(16))),
+            "row": In(vmem_row(config)),
+        }
+    )
 
 
 def memory_read_signature(config: ChipConfig) -> wiring.Signature:
@@ -81,10 +94,14 @@ def memory_read_signature(config: ChipConfig) -> wiring.Signature:
     `address` is a byte address, a multiple of the AXI width. Responses come in the order of the requests; `last` marks
     the last word of each request. A client that asked must in the end take the data.
     """
-    return wiring.Signature({
-        "request": Out(stream.Signature(data.StructLayout({"address": config.address_bits, "words": 16, "kind": 3}))),
-        "response": In(stream.Signature(data.StructLayout({"data": config.axi_bits, "last": 1}))),
-    })
+    return wiring.Signature(
+        {
+            "request": Out(
+                stream.Signature(data.StructLayout({"address": config.address_bits, "words": 16, "kind": 3}))
+            ),
+            "response": In(stream.Signature(data.StructLayout({"data": config.axi_bits, "last": 1}))),
+        }
+    )
 
 
 def memory_write_signature(config: ChipConfig) -> wiring.Signature:
@@ -93,39 +110,88 @@ def memory_write_signature(config: ChipConfig) -> wiring.Signature:
     Each request is followed by its `words` AXI words on `data`. `idle` is set while every write of this client has
     been acknowledged by the memory.
     """
-    return wiring.Signature({
-        "request": Out(stream.Signature(data.StructLayout({"address": config.address_bits, "words": 16, "kind": 3}))),
-        "data": Out(stream.Signature(data.StructLayout({"data": config.axi_bits, "strobe": config.axi_bits // 8}))),
-        "idle": In(1),
-    })
+    return wiring.Signature(
+        {
+            "request": Out(
+                stream.Signature(data.StructLayout({"address": config.address_bits, "words": 16, "kind": 3}))
+            ),
+            "data": Out(stream.Signature(data.StructLayout({"data": config.axi_bits, "strobe": config.axi_bits // 8}))),
+            "idle": In(1),
+        }
+    )
 
 
 def axi_read_signature(config: ChipConfig) -> wiring.Signature:
     """AXI4 read channels, seen by the master (one ID, INCR bursts of whole words)."""
-    return wiring.Signature({
-        "arvalid": Out(1), "arready": In(1), "araddr": Out(config.address_bits), "arlen": Out(8), "arsize": Out(3),
-        "arburst": Out(2), "arid": Out(1), "arcache": Out(4), "arprot": Out(3),
-        "rvalid": In(1), "rready": Out(1), "rdata": In(config.axi_bits), "rresp": In(2), "rlast": In(1), "rid": In(1),
-    })
+    return wiring.Signature(
+        {
+            "arvalid": Out(1),
+            "arready": In(1),
+            "araddr": Out(config.address_bits),
+            "arlen": Out(8),
+            "arsize": Out(3),
+            "arburst": Out(2),
+            "arid": Out(1),
+            "arcache": Out(4),
+            "arprot": Out(3),
+            "rvalid": In(1),
+            "rready": Out(1),
+            "rdata": In(config.axi_bits),
+            "rresp": In(2),
+            "rlast": In(1),
+            "rid": In(1),
+        }
+    )
 
 
 def axi_write_signature(config: ChipConfig) -> wiring.Signature:
     """AXI4 write channels, seen by the master (one ID, INCR bursts of whole words)."""
-    return wiring.Signature({
-        "awvalid": Out(1), "awready": In(1), "awaddr": Out(config.address_bits), "awlen": Out(8), "awsize": Out(3),
-        "awburst": Out(2), "awid": Out(1), "awcache": Out(4), "awprot": Out(3),
-        "wvalid": Out(1), "wready": In(1), "wdata": Out(config.axi_bits), "wstrb": Out(config.axi_bits // 8),
-        "wlast": Out(1),
-        "bvalid": In(1), "bready": Out(1), "bresp": In(2), "bid": In(1),
-    })
+    return wiring.Signature(
+        {
+            "awvalid": Out(1),
+            "awready": In(1),
+            "awaddr": Out(config.address_bits),
+            "awlen": Out(8),
+            "awsize": Out(3),
+            "awburst": Out(2),
+            "awid": Out(1),
+            "awcache": Out(4),
+            "awprot": Out(3),
+            "wvalid": Out(1),
+            "wready": In(1),
+            "wdata": Out(config.axi_bits),
+            "wstrb": Out(config.axi_bits // 8),
+            "wlast": Out(1),
+            "bvalid": In(1),
+            "bready": Out(1),
+            "bresp": In(2),
+            "bid": In(1),
+        }
+    )
 
 
 def axi_lite_signature() -> wiring.Signature:
     """AXI4-Lite with 12-bit addresses and 32-bit data, seen by the master."""
-    return wiring.Signature({
-        "awvalid": Out(1), "awready": In(1), "awaddr": Out(12), "awprot": Out(3),
-        "wvalid": Out(1), "wready": In(1), "wdata": Out(32), "wstrb": Out(4),
-        "bvalid": In(1), "bready": Out(1), "bresp": In(2),
-        "arvalid": Out(1), "arready": In(1), "araddr": Out(12), "arprot": Out(3),
-        "rvalid": In(1), "rready": Out(1), "rdata": In(32), "rresp": In(2),
-    })
+    return wiring.Signature(
+        {
+            "awvalid": Out(1),
+            "awready": In(1),
+            "awaddr": Out(12),
+            "awprot": Out(3),
+            "wvalid": Out(1),
+            "wready": In(1),
+            "wdata": Out(32),
+            "wstrb": Out(4),
+            "bvalid": In(1),
+            "bready": Out(1),
+            "bresp": In(2),
+            "arvalid": Out(1),
+            "arready": In(1),
+            "araddr": Out(12),
+            "arprot": Out(3),
+            "rvalid": In(1),
+            "rready": Out(1),
+            "rdata": In(32),
+            "rresp": In(2),
+        }
+    )

@@ -21,7 +21,9 @@ def check_system_tools() -> None:
     """Raise `ToolError`, naming the Debian packages to install, unless g++, make and perl are on PATH."""
     missing = [package for program, package in _PACKAGES.items() if shutil.which(program) is None]
     if missing:
-        raise ToolError(f"missing system tools: run `apt-get install {' '.join(missing)}` (or your system's equivalent)")
+        raise ToolError(
+            f"missing system tools: run `apt-get install {' '.join(missing)}` (or your system's equivalent)"
+        )
 
 
 def verilator_environment() -> dict[str, str]:

@@ -1,0 +1,491 @@
+"""Lowering of everything outside the cores: batch norm, pointwise groups, poolings, updates.
+
+Each function emits the commands of one operation of docs/training.md. They share `Workspace`: the vector memory split
+into per-channel rows (coefficients) and tiles.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lnpu.compiler.program import Program
+from lnpu.compiler.tensor import RawTensor, Tensor
+from lnpu.compiler.tiles import Tile, VectorBuilder, tiles_of
+from lnpu.config import BLOCK
+from lnpu.ctrl.commands import VectorOp as Op
+from lnpu.formats import F16_INF
+
+__all__ = [
+    "NormTensors",
+    "Optimiser",
+    "Workspace",
+    "finish_statistics",
+    "lower_average_pool",
+    "lower_average_pool_grad",
+    "lower_group",
+    "lower_max_pool",
+    "lower_max_pool_grad",
+    "lower_norm_grad",
+    "lower_statistics",
+    "lower_sum_errors",
+    "lower_update",
+    "lower_vector_update",
+    "rounded",
+    "take_statistics",
+    "use_running_statistics",
+]
+
+
+def rounded(value: float) -> float:
+    """`value` rounded to FP32."""
+    return float(np.float32(value))
+
+
+def reciprocal(count: int) -> float:
+    """1 / count, divided in FP32."""
+    return float(np.float32(1) / np.float32(count))
+
+
+@dataclass(frozen=True)
+class NormTensors:
+    """Per-channel FP32 vectors of a batch norm: parameters, running and saved statistics, gradients."""
+
+    gamma: RawTensor
+    beta: RawTensor
+    running_mean: RawTensor
+    running_var: RawTensor
+    mean: RawTensor
+    invstd: RawTensor
+    a: RawTensor
+    b: RawTensor
+    dgamma: RawTensor
+    dbeta: RawTensor
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """SGD with momentum and weight decay; see docs/training.md."""
+
+    rate: float
+    momentum: float
+    decay: float
+    loss_scale: float
+
+
+class Workspace:
+    """The vector memory of a program: `coefficients` rows for per-channel vectors, tiles behind them."""
+
+    VECTORS = 20
+    """Per-channel vectors (of one channel block) that fit beside the tiles."""
+
+    def __init__(self, program: Program) -> None:
+        config = program.config
+        self.program = program
+        self.vectors = VectorBuilder(program)
+        self.beat = config.beat
+        self.vector_rows = BLOCK // config.beat
+        self.tiles = self.VECTORS * self.vector_rows
+        self.end = config.vmem_rows
+        if self.end - self.tiles < 4 * self.vector_rows:
+            raise ValueError(
+                f"vmem_rows must be at least {self.tiles + 4 * self.vector_rows} for training, not {config.vmem_rows}"
+            )
+        if config.sum_rows < 2 * self.vector_rows:
+            raise ValueError(f"sum_rows must be at least {2 * self.vector_rows} for training, not {config.sum_rows}")
+
+    def vector(self, index: int) -> int:
+        """Row of per-channel vector `index`."""
+        return index * self.vector_rows
+
+    def areas(self, count: int) -> tuple[list[int], int]:
+        """`count` equal areas for tiles: their first rows and their size."""
+        size = (self.end - self.tiles) // count
+        return [self.tiles + i * size for i in range(count)], size
+
+    def stream(
+        self,
+        tensor: Tensor,
+        block: int,
+        operands: int,
+        load: Callable[[Tile, list[int]], None],
+        compute: Callable[[Tile, list[int], bool], None],
+        store: Callable[[Tile, list[int]], None] | None = None,
+    ) -> None:
+        """Run over the tiles of a channel block in two sets of `operands` areas: loads run ahead of the computation."""
+        places, size = self.areas(2 * operands)
+        halves = places[:operands], places[operands:]
+        tiles = list(tiles_of(tensor, self.beat, size, block))
+        load(tiles[0], halves[0])
+        for i, tile in enumerate(tiles):
+            compute(tile, halves[i % 2], i == 0)
+            if i + 1 < len(tiles):
+                load(tiles[i + 1], halves[(i + 1) % 2])
+            if store is not None:
+                store(tile, halves[i % 2])
+
+
+def take_statistics(space: Workspace, y: Tensor, tile: Tile, place: int, *, first: bool) -> None:
+    """Add a tile of y to the exact sums of y and of y * y (accumulator rows 0 and up, one set after the other)."""
+    shift = y.policy.scale
+    vectors, rows = space.vectors, tile.rows
+    common = {"pixels": tile.count, "rows": rows, "initialise": first}
+    vectors.sum(0, place, 1.0, **common, a_shift=shift)
+    vectors.sum(rows, place, place, **common, a_shift=shift, b_shift=shift)
+
+
+def lower_statistics(space: Workspace, y: Tensor, block: int) -> None:
+    """Take the sums of a stored tensor."""
+    space.stream(
+        y,
+        block,
+        1,
+        lambda tile, at: space.vectors.load(y, tile, at[0]),
+        lambda tile, at, first: take_statistics(space, y, tile, at[0], first=first),
+    )
+
+
+def finish_statistics(
+    space: Workspace, y: Tensor, norm: NormTensors, block: int, *, eps: float, momentum: float
+) -> None:
+    """From the sums of a channel block to mean, invstd, a, b and the running statistics, in memory."""
+    v, rows, shift = space.vectors, y.block_channels // space.beat, y.policy.scale
+    s1, s2, mean, var, invstd, a, b, gamma, beta, running, t = (space.vector(i) for i in range(11))
+    count = y.images * y.height * y.width
+    inv_n = reciprocal(count)
+
+    def op(which: Op, dst: int, x: int, y: int | float | None = None, z: int | float | None = None) -> None:
+        v.vector(which, dst, x, y, z, inner=rows)
+
+    v.sum_out(s1, 0, rows=rows, a_shift=shift)
+    v.sum_out(s2, rows, rows=rows, a_shift=shift, b_shift=shift)
+    op(Op.MUL, mean, s1, inv_n)
+    op(Op.MUL, s2, s2, inv_n)
+    op(Op.MUL, t, mean, mean)
+    op(Op.SUB, var, s2, t)
+    op(Op.MAX, var, var, 0.0)
+    _coefficients(space, norm, block, rows, mean, var, invstd, a, b, gamma, beta, eps=eps)
+    for running_tensor, statistic in ((norm.running_mean, mean), (norm.running_var, var)):
+        if running_tensor is norm.running_var:
+            op(Op.MUL, var, var, rounded(count / (count - 1)) if count > 1 else 1.0)
+        v.load_raw(running_tensor, running, block=block)
+        op(Op.MUL, running, running, rounded(1.0 - momentum))
+        op(Op.MUL, t, statistic, rounded(momentum))
+        op(Op.ADD, running, running, t)
+        v.store_raw(running_tensor, running, block=block)
+    for tensor, row in ((norm.mean, mean), (norm.invstd, invstd), (norm.a, a), (norm.b, b)):
+        v.store_raw(tensor, row, block=block)
+
+
+def use_running_statistics(space: Workspace, y: Tensor, norm: NormTensors, block: int, *, eps: float) -> None:
+    """Inference: a and b of a channel block from the running statistics."""
+    v, rows = space.vectors, y.block_channels // space.beat
+    mean, var, invstd, a, b, gamma, beta = (space.vector(i) for i in range(7))
+    v.load_raw(norm.running_mean, mean, block=block)
+    v.load_raw(norm.running_var, var, block=block)
+    _coefficients(space, norm, block, rows, mean, var, invstd, a, b, gamma, beta, eps=eps)
+    for tensor, row in ((norm.a, a), (norm.b, b)):
+        v.store_raw(tensor, row, block=block)
+
+
+def _coefficients(
+    space: Workspace,
+    norm: NormTensors,
+    block: int,
+    rows: int,
+    mean: int,
+    var: int,
+    invstd: int,
+    a: int,
+    b: int,
+    gamma: int,
+    beta: int,
+    *,
+    eps: float,
+) -> None:
+    v = space.vectors
+    one = space.vector(19)
+    v.load_raw(norm.gamma, gamma, block=block)
+    v.load_raw(norm.beta, beta, block=block)
+    v.vector(Op.ADD, invstd, var, rounded(eps), inner=rows)
+    v.vector(Op.SQRT, invstd, invstd, inner=rows)
+    v.vector(Op.GREATER_EQUAL, one, invstd, 0.0, inner=rows)  # 1.0: a standard deviation is never negative
+    v.vector(Op.DIV, invstd, one, invstd, inner=rows)
+    v.vector(Op.MUL, a, gamma, invstd, inner=rows)
+    v.vector(Op.MUL, b, mean, a, inner=rows)
+    v.vector(Op.SUB, b, beta, b, inner=rows)
+
+
+def lower_group(
+    space: Workspace, source: Tensor, out: Tensor, *, norm: NormTensors | None, other: Tensor | None, relu: bool
+) -> None:
+    """FF of a pointwise group."""
+    v = space.vectors
+    a, b = space.vector(0), space.vector(1)
+    for block in range(out.pixel_blocks):
+        if norm is not None:
+            v.load_raw(norm.a, a, block=block)
+            v.load_raw(norm.b, b, block=block)
+
+        def load(tile: Tile, at: list[int]) -> None:
+            v.load(source, tile, at[0])
+            if other is not None:
+                v.load(other, tile, at[1])
+
+        def compute(tile: Tile, at: list[int], first: bool) -> None:
+            size = {"outer": tile.count, "inner": tile.rows}
+            if norm is not None:
+                v.vector(Op.MULADD, at[0], at[0], a, b, **size, broadcast="bc")
+            if other is not None:
+                v.vector(Op.ADD, at[0], at[0], at[1], **size)
+            if relu:
+                v.vector(Op.MAX, at[0], at[0], 0.0, **size)
+
+        def store(tile: Tile, at: list[int]) -> None:
+            v.store(out, tile, at[0])
+
+        space.stream(out, block, 1 if other is None else 2, load, compute, store)
+
+
+def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, dy: Tensor, norm: NormTensors) -> None:
+    """BP of batch norm: dgamma, dbeta, and the error of y."""
+    v = space.vectors
+    dz_shift, y_shift = dz.policy.scale, y.policy.scale
+    inv_n = reciprocal(y.images * y.height * y.width)
+    s1, s2, mean, invstd, a, big_b, big_c, t = (space.vector(i) for i in range(8))
+    rows = y.block_channels // space.beat
+    for block in range(y.pixel_blocks):
+
+        def load(tile: Tile, at: list[int]) -> None:
+            v.load(dz, tile, at[0])
+            v.load(y, tile, at[1])
+
+        def sums(tile: Tile, at: list[int], first: bool) -> None:
+            common = {"pixels": tile.count, "rows": tile.rows, "initialise": first, "a_shift": dz_shift}
+            v.sum(0, at[0], 1.0, **common)
+            v.sum(tile.rows, at[0], at[1], **common, b_shift=y_shift)
+
+        space.stream(y, block, 2, load, sums)
+        v.sum_out(s1, 0, rows=rows, a_shift=dz_shift)
+        v.sum_out(s2, rows, rows=rows, a_shift=dz_shift, b_shift=y_shift)
+        for tensor, row in ((norm.mean, mean), (norm.invstd, invstd), (norm.a, a)):
+            v.load_raw(tensor, row, block=block)
+
+        def op(which: Op, dst: int, x: int, y: int | float | None = None) -> None:
+            v.vector(which, dst, x, y, inner=rows)
+
+        op(Op.MUL, t, mean, s1)
+        op(Op.SUB, t, s2, t)
+        op(Op.MUL, t, t, invstd)
+        v.store_raw(norm.dgamma, t, block=block)
+        v.store_raw(norm.dbeta, s1, block=block)
+        op(Op.MUL, t, t, inv_n)  # g1
+        op(Op.MUL, s1, s1, inv_n)  # g2
+        op(Op.MUL, big_b, a, invstd)
+        op(Op.MUL, big_b, big_b, t)
+        op(Op.KEEP_POSITIVE, t, t, 0.0)  # zero
+        op(Op.SUB, big_b, t, big_b)
+        op(Op.MUL, s1, a, s1)
+        op(Op.MUL, s2, big_b, mean)
+        op(Op.ADD, s1, s1, s2)
+        op(Op.SUB, big_c, t, s1)
+
+        def compute(tile: Tile, at: list[int], first: bool) -> None:
+            size = {"outer": tile.count, "inner": tile.rows}
+            v.vector(Op.MUL, at[0], at[0], a, **size, broadcast="b")
+            v.vector(Op.MUL, at[1], at[1], big_b, **size, broadcast="b")
+            v.vector(Op.ADD, at[0], at[0], at[1], **size)
+            v.vector(Op.ADD, at[0], at[0], big_c, **size, broadcast="b")
+
+        def store(tile: Tile, at: list[int]) -> None:
+            v.store(dy, tile, at[0])
+
+        space.stream(y, block, 2, load, compute, store)
+
+
+def lower_sum_errors(space: Workspace, terms: Sequence[Tensor], mask: Tensor | None, out: Tensor) -> None:
+    """Error of a tensor from stored terms alone: their sum, masked."""
+    v = space.vectors
+    sources = [*terms, *([mask] if mask is not None else [])]
+    for block in range(out.pixel_blocks):
+
+        def load(tile: Tile, at: list[int]) -> None:
+            for source, row in zip(sources, at, strict=True):
+                v.load(source, tile, row)
+
+        def compute(tile: Tile, at: list[int], first: bool) -> None:
+            size = {"outer": tile.count, "inner": tile.rows}
+            for row in at[1 : len(terms)]:
+                v.vector(Op.ADD, at[0], at[0], row, **size)
+            if mask is not None:
+                v.vector(Op.KEEP_POSITIVE, at[0], at[0], at[-1], **size)
+
+        space.stream(out, block, len(sources), load, compute, lambda tile, at: v.store(out, tile, at[0]))
+
+
+def lower_average_pool(space: Workspace, x: Tensor, out: Tensor) -> None:
+    """FF of global average pooling: `out` has one pixel an image."""
+    v, config = space.vectors, space.program.config
+    pixels, rows = x.height * x.width, x.block_channels // space.beat
+    images = min(x.images, config.sum_rows // rows)
+    places, size = space.areas(2)
+    for block in range(x.pixel_blocks):
+        for image in range(0, x.images, images):
+            count = min(images, x.images - image)
+            for i in range(count):
+                first = True
+                for tile in tiles_of(x, space.beat, size, block):
+                    if not tile.image <= image + i < tile.image + tile.images:
+                        continue
+                    part = Tile(image + i, 1, tile.line, tile.lines, tile.pixel, tile.pixels, block, rows)
+                    v.load(x, part, places[i % 2])
+                    v.sum(
+                        i * rows,
+                        places[i % 2],
+                        1.0,
+                        pixels=part.count,
+                        rows=rows,
+                        initialise=first,
+                        a_shift=x.policy.scale,
+                    )
+                    first = False
+            result = space.vector(0) if count * rows <= space.tiles else places[0]
+            v.sum_out(result, 0, rows=count * rows, a_shift=x.policy.scale)
+            v.vector(Op.MUL, result, result, reciprocal(pixels), inner=count * rows)
+            v.store(out, Tile(image, count, 0, 1, 0, 1, block, rows), result)
+
+
+def lower_average_pool_grad(space: Workspace, error: Tensor, mask: Tensor | None, out: Tensor) -> None:
+    """BP of global average pooling; `out` is the error of its input, masked by `mask` > 0."""
+    v, rows = space.vectors, out.block_channels // space.beat
+    inv_n = reciprocal(out.height * out.width)
+    places, size = space.areas(4)
+    for block in range(out.pixel_blocks):
+        for i, tile in enumerate(tiles_of(out, space.beat, size, block)):
+            e, x = places[2 * (i % 2)], places[2 * (i % 2) + 1]
+            errors = Tile(tile.image, tile.images, 0, 1, 0, 1, block, rows)
+            v.load(error, errors, e)
+            if mask is not None:
+                v.load(mask, tile, x)
+            v.vector(Op.MUL, e, e, inv_n, inner=errors.size)
+            each = tile.lines * tile.pixels
+            for image in range(tile.images):
+                dst = x + image * each * rows
+                size_of = {"outer": each, "inner": rows, "broadcast": "a"}
+                if mask is not None:
+                    v.vector(Op.KEEP_POSITIVE, dst, e + image * rows, dst, **size_of)
+                else:
+                    v.vector(Op.COPY, dst, e + image * rows, **size_of)
+            v.store(out, tile, x)
+
+
+def lower_max_pool(
+    space: Workspace, x: Tensor, out: Tensor, winner: Tensor, *, kernel: int, stride: int, padding: int
+) -> None:
+    """FF of max pooling; `winner` takes the row-major tap index of each output's first maximum."""
+    v = space.vectors
+    for block in range(out.pixel_blocks):
+        places, size = space.areas(4)
+        best, index, value, flag = places
+        for tile in tiles_of(out, space.beat, size, block):
+            shape = {"outer": tile.count, "inner": tile.rows}
+            for tap in range(kernel * kernel):
+                r, s = divmod(tap, kernel)
+                target = best if tap == 0 else value
+                v.load_window(x, tile, target, step=stride, line=r - padding, pixel=s - padding, fill=0x8000 | F16_INF)
+                if tap == 0:
+                    v.vector(Op.KEEP_POSITIVE, index, best, 0.0, **shape)  # zero
+                    continue
+                # best >= value: keep; else the index becomes the tap's and best the value.
+                v.vector(Op.GREATER_EQUAL, flag, best, value, **shape)
+                v.vector(Op.KEEP_POSITIVE, index, index, flag, **shape)
+                v.vector(Op.SUB, flag, flag, 1.0, **shape)
+                v.vector(Op.MUL, flag, flag, float(-tap), **shape)
+                v.vector(Op.ADD, index, index, flag, **shape)
+                v.vector(Op.MAX, best, best, value, **shape)
+            v.store(out, tile, best)
+            v.store(winner, tile, index)
+
+
+def lower_max_pool_grad(
+    space: Workspace,
+    error: Tensor,
+    winner: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    *,
+    kernel: int,
+    stride: int,
+    padding: int,
+) -> None:
+    """BP of max pooling: each pixel of `out` adds the errors of the windows that it won, in row-major order of taps."""
+    v = space.vectors
+    for block in range(out.pixel_blocks):
+        places, size = space.areas(4)
+        total, e, w, x = places
+        for tile in tiles_of(out, space.beat, size, block):
+            shape = {"outer": tile.count, "inner": tile.rows}
+            if mask is not None:
+                v.load(mask, tile, x)
+            v.vector(Op.KEEP_POSITIVE, total, total, 0.0, **shape)  # zero
+            for tap in range(kernel * kernel):
+                r, s = divmod(tap, kernel)
+                v.vector(Op.KEEP_POSITIVE, e, total, 0.0, **shape)
+                if not v.load_lattice(error, tile, e, step=stride, line=padding - r, pixel=padding - s):
+                    continue
+                v.load_lattice(winner, tile, w, step=stride, line=padding - r, pixel=padding - s)
+                v.vector(Op.KEEP_EQUAL, e, e, w, float(tap), **shape)
+                v.vector(Op.ADD, total, total, e, **shape)
+            if mask is not None:
+                v.vector(Op.KEEP_POSITIVE, total, total, x, **shape)
+            v.store(out, tile, total)
+
+
+def _sgd(space: Workspace, optimiser: Optimiser, decay: float, w: int, m: int, g: int, rows: int) -> None:
+    """One update step on `rows` rows at w, m (updated in place) and g (destroyed)."""
+    v = space.vectors
+    v.vector(Op.MUL, g, g, rounded(1.0 / optimiser.loss_scale), inner=rows)
+    v.vector(Op.MULADD, g, w, rounded(decay), g, inner=rows)
+    v.vector(Op.MULADD, m, m, rounded(optimiser.momentum), g, inner=rows)
+    v.vector(Op.MUL, g, m, rounded(optimiser.rate), inner=rows)
+    v.vector(Op.SUB, w, w, g, inner=rows)
+
+
+def lower_update(
+    space: Workspace, optimiser: Optimiser, master: RawTensor, momentum: RawTensor, gradient: Tensor, weight: Tensor
+) -> None:
+    """Update of a weight tensor: FP32 master and momentum, and the encoded weights for the next step."""
+    v = space.vectors
+    for block in range(weight.pixel_blocks):
+
+        def load(tile: Tile, at: list[int]) -> None:
+            row = tile.line * weight.width + tile.pixel
+            v.load(gradient, tile, at[0])
+            v.load_raw(master, at[1], row=row, rows=tile.count, block=block)
+            v.load_raw(momentum, at[2], row=row, rows=tile.count, block=block)
+
+        def compute(tile: Tile, at: list[int], first: bool) -> None:
+            _sgd(space, optimiser, optimiser.decay, at[1], at[2], at[0], tile.size)
+
+        def store(tile: Tile, at: list[int]) -> None:
+            row = tile.line * weight.width + tile.pixel
+            v.store_raw(master, at[1], row=row, rows=tile.count, block=block)
+            v.store_raw(momentum, at[2], row=row, rows=tile.count, block=block)
+            v.store(weight, tile, at[1])
+
+        space.stream(weight, block, 3, load, compute, store)
+
+
+def lower_vector_update(
+    space: Workspace, optimiser: Optimiser, value: RawTensor, momentum: RawTensor, gradient: RawTensor
+) -> None:
+    """Update of a per-channel vector, without weight decay."""
+    v = space.vectors
+    w, m, g = (space.vector(i) for i in range(3))
+    for block in range(-(-value.padded // BLOCK)):
+        rows = v.load_raw(value, w, block=block)
+        v.load_raw(momentum, m, block=block)
+        v.load_raw(gradient, g, block=block)
+        _sgd(space, optimiser, 0.0, w, m, g, rows)
+        v.store_raw(value, w, block=block)
+        v.store_raw(momentum, m, block=block)

@@ -1,0 +1,122 @@
+"""Programs: commands with their hazards worked out.
+
+The chip starts commands in order and lets units work side by side; a command names the units that must be idle first.
+`Program.emit` is told what a command reads and writes and derives those waits, so that a lowering only has to put its
+commands in a good order.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lnpu.compiler.tensor import RawTensor, Tensor
+from lnpu.config import ChipConfig
+from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Unit
+
+__all__ = ["Mark", "Program", "Region"]
+
+
+class Region(NamedTuple):
+    """Part of a memory that a command touches: words `start` to `end` (exclusive) of `space`."""
+
+    space: str
+    start: int = 0
+    end: int = 1
+
+    def overlaps(self, other: "Region") -> bool:
+        """Whether the two share a word."""
+        return self.space == other.space and self.start < other.end and other.start < self.end
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of the program at which the counters are written to memory."""
+
+    layer: str
+    phase: str
+    address: int
+    macs_dense: int = 0
+
+
+_UNITS = {
+    Opcode.LOAD: Unit.LOAD,
+    Opcode.LOAD_RAW: Unit.LOAD,
+    Opcode.STORE: Unit.STORE,
+    Opcode.STORE_RAW: Unit.STORE,
+    Opcode.VECTOR: Unit.VECTOR,
+    Opcode.DRAIN: Unit.DRAIN,
+}
+
+
+class Program:
+    """A sequence of commands for a chip of configuration `config`.
+
+    Attributes
+    ----------
+    commands : list of Command
+    marks : list of Mark
+        In program order; a mark's counters minus those of the mark before are what happened in between.
+    """
+
+    def __init__(self, config: ChipConfig) -> None:
+        self.config = config
+        self.commands: list[Command] = []
+        self.marks: list[Mark] = []
+        # What each unit (or core) may still be doing.
+        self._reads: dict[tuple[str, int], list[Region]] = {}
+        self._writes: dict[tuple[str, int], list[Region]] = {}
+
+    @staticmethod
+    def memory(tensor: Tensor | RawTensor) -> Region:
+        """Region of a tensor in external memory."""
+        return Region(f"memory {tensor.name}")
+
+    def emit(
+        self, opcode: Opcode, *, reads: Iterable[Region] = (), writes: Iterable[Region] = (), **fields: int
+    ) -> None:
+        """Append a command that touches these regions."""
+        reads, writes = list(reads), list(writes)
+        if opcode is Opcode.MULTIPLY:
+            own = [("core", core) for core in range(self.config.cores) if fields["cores"] >> core & 1]
+        else:
+            own = [("unit", int(_UNITS[opcode]))]
+        waits = {"unit": 0, "core": 0}
+        for key in set(self._reads) | set(self._writes):
+            if key in own:
+                continue
+            busy_reads, busy_writes = self._reads.get(key, []), self._writes.get(key, [])
+            if any(
+                mine.overlaps(theirs)
+                for mines, others in ((reads, busy_writes), (writes, busy_writes), (writes, busy_reads))
+                for mine in mines
+                for theirs in others
+            ):
+                waits[key[0]] |= 1 << key[1]
+                self._forget(key)
+        for key in own:  # a unit takes a command only when it is idle
+            self._reads[key], self._writes[key] = reads, writes
+        self.commands.append(Command(opcode, wait_units=waits["unit"], wait_cores=waits["core"], **fields))
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        self._reads.pop(key, None)
+        self._writes.pop(key, None)
+
+    def mark(self, layer: str, phase: str, address: int, macs_dense: int = 0) -> None:
+        """Write the counters to `address` when everything before is done."""
+        self.commands.append(Command(Opcode.MARK, address=address))
+        self.marks.append(Mark(layer, phase, address, macs_dense))
+        self._reads.clear()
+        self._writes.clear()
+
+    def end(self) -> None:
+        """Close the program."""
+        self.commands.append(Command(Opcode.END))
+
+    def encode(self) -> bytes:
+        """The program's memory image."""
+        return b"".join(command.encode() for command in self.commands)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the memory image."""
+        return COMMAND_BYTES * len(self.commands)

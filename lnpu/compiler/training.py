@@ -1,0 +1,513 @@
+"""Compiles a graph and a batch size to the programs of a training step (docs/training.md)."""
+
+from dataclasses import dataclass, field
+
+from golden.fgmp import POLICIES, Policy
+from lnpu.compiler import layers
+from lnpu.compiler.convolution import Convolution, Rounding, lower_forward, lower_input_grad, lower_weight_grad
+from lnpu.compiler.graph import (
+    Conv,
+    ConvStage,
+    GlobalAveragePool,
+    Graph,
+    GroupStage,
+    Linear,
+    LinearStage,
+    MaxPool,
+    PoolStage,
+    fuse,
+)
+from lnpu.compiler.layers import NormTensors, Optimiser, Workspace
+from lnpu.compiler.program import Program
+from lnpu.compiler.tensor import MemoryMap, RawTensor, Tensor
+from lnpu.compiler.tiles import Tile
+from lnpu.config import ChipConfig
+from lnpu.ctrl.commands import COMMAND_BYTES, VectorOp
+from lnpu.formats import TensorKind
+
+__all__ = ["Formats", "Parameter", "TrainingStep"]
+
+MARK_BYTES = 512
+"""Room for the counters that a mark writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formats:
+    """FGMP policy of each kind of tensor."""
+
+    activation: Policy = POLICIES["fp16"]
+    preactivation: Policy = POLICIES["fp16"]
+    error: Policy = POLICIES["fp16"]
+    weight: Policy = POLICIES["fp16"]
+    gradient: Policy = POLICIES["fp16"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A trained tensor: master copy and momentum; weights have an encoded gradient and copy, vectors a raw gradient."""
+
+    name: str
+    master: RawTensor
+    momentum: RawTensor
+    gradient: Tensor | RawTensor
+    weight: Tensor | None = None
+
+
+@dataclass
+class Operation:
+    """What a stretch of a program up to its mark does, for reports: the tensors it writes."""
+
+    layer: str
+    phase: str
+    macs_dense: int
+    outputs: list[str] = field(default_factory=list)
+
+
+class TrainingStep:
+    """Memory map and programs of a training step.
+
+    Parameters
+    ----------
+    config : ChipConfig
+    graph : Graph
+        Its last node must be linear.
+    batch : int
+        Images in a step.
+    formats : Formats
+    optimiser : Optimiser
+    eps, norm_momentum : float
+        Of batch norm.
+    memory : int
+        Bytes of external memory.
+
+    Attributes
+    ----------
+    tensors : dict of str to Tensor or RawTensor
+        Everything in memory. Outputs have their node's name; "d.NAME" is the error of NAME, "g.NAME" a weight gradient,
+        "w.NAME" weights.
+    parameters : dict of str to Parameter
+    forward, backward, update, inference : Program
+        Each ends with END. The host computes the loss gradient between `forward` and `backward`.
+    """
+
+    def __init__(
+        self,
+        config: ChipConfig,
+        graph: Graph,
+        *,
+        batch: int,
+        formats: Formats,
+        optimiser: Optimiser,
+        eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+        memory: int = 256 << 20,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, not {batch!r}")
+        if not graph.nodes or not isinstance(graph.nodes[-1], Linear):
+            raise ValueError("the last node of a network must be linear")
+        self.config, self.graph, self.batch = config, graph, batch
+        self.formats, self.optimiser = formats, optimiser
+        self.eps, self.norm_momentum = eps, norm_momentum
+        self.stages = fuse(graph)
+        self.map = MemoryMap(size=memory, beat=config.beat)
+        self.tensors: dict[str, Tensor | RawTensor] = {}
+        self.parameters: dict[str, Parameter] = {}
+        self.norms: dict[str, NormTensors] = {}
+        self.relu = {stage.name for stage in self.stages if isinstance(stage, GroupStage) and stage.relu}
+        self._operations: dict[int, list[Operation]] = {}
+        self._place()
+        self.forward = self._compile(self._forward)
+        self.inference = self._compile(self._inference)
+        self.backward = self._compile(self._backward)
+        self.update = self._compile(self._update)
+
+    def operations(self, program: Program) -> list[Operation]:
+        """The operations of one of the programs, one a mark, in order."""
+        return self._operations[id(program)]
+
+    # Memory.
+
+    def _tensor(self, name: str, kind: TensorKind, policy: Policy, shape: tuple[int, int, int]) -> Tensor:
+        channels, height, width = shape
+        tensor = self.map.tensor(
+            name, kind, images=self.batch, height=height, width=width, channels=channels, policy=policy
+        )
+        self.tensors[name] = tensor
+        return tensor
+
+    def _raw(self, name: str, kind: TensorKind, *, rows: int = 1, channels: int) -> RawTensor:
+        self.tensors[name] = self.map.raw(name, kind, rows=rows, channels=channels)
+        return self.tensors[name]
+
+    def _vector(self, name: str, channels: int) -> RawTensor:
+        return self._raw(name, TensorKind.NORM, channels=channels)
+
+    def _place(self) -> None:
+        shapes, formats = self.graph.shapes, self.formats
+        activation = TensorKind.ACTIVATION
+        self._tensor("images", activation, formats.activation, shapes["images"])
+        for stage in self.stages:
+            shape = shapes[stage.name]
+            match stage:
+                case ConvStage():
+                    self._tensor(stage.name, activation, formats.preactivation, shape)
+                    self._weights(stage.name, stage.node, shapes[stage.x][0])
+                case LinearStage():
+                    self._raw(stage.name, TensorKind.OTHER, rows=self.batch, channels=shape[0])
+                    self._weights(stage.name, stage.node, shapes[stage.x][0])
+                    self._vector_parameter(f"{stage.name}.bias", shape[0])
+                case GroupStage():
+                    self._tensor(stage.name, activation, formats.activation, shape)
+                    if stage.norm is not None:
+                        self._norm(stage.norm, shape[0])
+                case PoolStage():
+                    self._tensor(stage.name, activation, formats.activation, shape)
+                    if isinstance(stage.node, MaxPool):
+                        index = Policy(lo_bits=0, hi_bits=0x5F00, below="fp8", above="fp16")
+                        self._tensor(f"{stage.name}.winner", activation, index, shape)
+            self._tensor(f"d.{stage.name}", TensorKind.ERROR, formats.error, shape)
+
+    def _weights(self, name: str, node: Conv | Linear, inputs: int) -> None:
+        kernel = node.kernel if isinstance(node, Conv) else 1
+        padded = self.tensors[node.x].padded
+        shape = {"height": kernel * kernel, "width": padded, "channels": node.outputs}
+        weight = self.map.tensor(f"w.{name}", TensorKind.WEIGHT, **shape, policy=self.formats.weight)
+        gradient = self.map.tensor(f"g.{name}", TensorKind.GRADIENT, **shape, policy=self.formats.gradient)
+        self.tensors[weight.name], self.tensors[gradient.name] = weight, gradient
+        rows = kernel * kernel * padded
+        self.parameters[name] = Parameter(
+            name,
+            self._raw(f"master.{name}", TensorKind.OPTIMIZER, rows=rows, channels=node.outputs),
+            self._raw(f"momentum.{name}", TensorKind.OPTIMIZER, rows=rows, channels=node.outputs),
+            gradient,
+            weight,
+        )
+
+    def _vector_parameter(self, name: str, channels: int) -> Parameter:
+        parameter = Parameter(
+            name,
+            self._vector(f"master.{name}", channels),
+            self._vector(f"momentum.{name}", channels),
+            self._vector(f"g.{name}", channels),
+        )
+        self.parameters[name] = parameter
+        return parameter
+
+    def _norm(self, name: str, channels: int) -> None:
+        gamma = self._vector_parameter(f"{name}.gamma", channels)
+        beta = self._vector_parameter(f"{name}.beta", channels)
+        saved = [
+            self._vector(f"{name}.{field}", channels)
+            for field in ("running_mean", "running_var", "mean", "invstd", "a", "b")
+        ]
+        self.norms[name] = NormTensors(gamma.master, beta.master, *saved, gamma.gradient, beta.gradient)
+
+    # Programs.
+
+    def _compile(self, body) -> Program:
+        program = Program(self.config)
+        self._operations[id(program)] = []
+        self._mark(program, "start", "vector")
+        body(program)
+        program.end()
+        self.tensors[f"program {body.__name__}"] = RawTensor(
+            body.__name__,
+            TensorKind.PROGRAM,
+            1,
+            program.size // 4,
+            program.size // 4,
+            self.map.allocate(f"program {body.__name__}", program.size, COMMAND_BYTES),
+        )
+        return program
+
+    def address(self, program: Program) -> int:
+        """Where a program goes in memory."""
+        for name in ("forward", "inference", "backward", "update"):
+            if getattr(self, name) is program:
+                return self.tensors[f"program _{name}"].address
+        raise ValueError("no such program")
+
+    def _mark(self, program: Program, layer: str, phase: str, outputs: list[str] | None = None, macs: int = 0) -> None:
+        program.mark(layer, phase, self.map.allocate("counters", MARK_BYTES), macs)
+        self._operations[id(program)].append(Operation(layer, phase, macs, outputs or []))
+
+    def _convolution(self, stage: ConvStage | LinearStage) -> Convolution:
+        channels, height, width = self.graph.shapes[stage.x]
+        node = stage.node
+        kernel, stride, padding = (node.kernel, node.stride, node.padding) if isinstance(node, Conv) else (1, 1, 0)
+        return Convolution(self.batch, channels, height, width, node.outputs, kernel, kernel, stride, padding)
+
+    def _forward(self, program: Program) -> None:
+        self._feed_forward(program, training=True)
+
+    def _inference(self, program: Program) -> None:
+        self._feed_forward(program, training=False)
+
+    def _feed_forward(self, program: Program, *, training: bool) -> None:
+        space = Workspace(program)
+        for stage in self.stages:
+            match stage:
+                case ConvStage():
+                    self._conv_forward(space, stage, training=training)
+                case GroupStage():
+                    self._group_forward(space, stage, training=training)
+                case PoolStage(node=MaxPool() as node):
+                    layers.lower_max_pool(
+                        space,
+                        self.tensors[stage.x],
+                        self.tensors[stage.name],
+                        self.tensors[f"{stage.name}.winner"],
+                        kernel=node.kernel,
+                        stride=node.stride,
+                        padding=node.padding,
+                    )
+                    self._mark(program, stage.name, "vector", [stage.name, f"{stage.name}.winner"])
+                case PoolStage(node=GlobalAveragePool()):
+                    layers.lower_average_pool(space, self.tensors[stage.x], self.tensors[stage.name])
+                    self._mark(program, stage.name, "vector", [stage.name])
+                case LinearStage():
+                    self._linear_forward(space, stage)
+
+    def _conv_forward(self, space: Workspace, stage: ConvStage, *, training: bool) -> None:
+        y = self.tensors[stage.name]
+        sums = stage.norm is not None and training
+
+        def epilogue(tile: Tile, place: int, first: bool) -> None:
+            if sums:
+                layers.take_statistics(space, y, tile, place, first=first)
+            space.vectors.store(y, tile, place)
+
+        def after_block(block: int) -> None:
+            norm = self.norms[stage.norm]
+            layers.finish_statistics(space, y, norm, block, eps=self.eps, momentum=self.norm_momentum)
+
+        shape = self._convolution(stage)
+        lower_forward(
+            space.program,
+            shape,
+            self.tensors[stage.x],
+            self.parameters[stage.name].weight,
+            y,
+            Rounding(True, y.policy.scale),
+            epilogue,
+            vmem=space.tiles,
+            vmem_end=space.end,
+            after_block=after_block if sums else None,
+        )
+        outputs = [stage.name]
+        if sums:
+            outputs += [f"{stage.norm}.{name}" for name in ("mean", "invstd", "a", "b", "running_mean", "running_var")]
+        self._mark(space.program, stage.name, "ff", outputs, shape.macs)
+
+    def _group_forward(self, space: Workspace, stage: GroupStage, *, training: bool) -> None:
+        source, out = self.tensors[stage.x], self.tensors[stage.name]
+        norm = self.norms[stage.norm] if stage.norm is not None else None
+        outputs = [stage.name]
+        if norm is not None:
+            summed = any(isinstance(s, ConvStage) and s.norm == stage.norm for s in self.stages)
+            for block in range(source.pixel_blocks):
+                if not training:
+                    layers.use_running_statistics(space, source, norm, block, eps=self.eps)
+                elif not summed:
+                    layers.lower_statistics(space, source, block)
+                    layers.finish_statistics(space, source, norm, block, eps=self.eps, momentum=self.norm_momentum)
+            if not training:
+                outputs += [f"{stage.norm}.{name}" for name in "ab"]
+            elif not summed:
+                names = ("mean", "invstd", "a", "b", "running_mean", "running_var")
+                outputs += [f"{stage.norm}.{name}" for name in names]
+        other = self.tensors[stage.other] if stage.other is not None else None
+        layers.lower_group(space, source, out, norm=norm, other=other, relu=stage.relu)
+        self._mark(space.program, stage.name, "vector", outputs)
+
+    def _linear_forward(self, space: Workspace, stage: LinearStage) -> None:
+        logits = self.tensors[stage.name]
+        out = self.tensors[f"d.{stage.name}"]  # its shape: one pixel an image
+        bias = self.parameters[f"{stage.name}.bias"].master
+        v = space.vectors
+
+        def epilogue(tile: Tile, place: int, first: bool) -> None:
+            row = space.vector(0)
+            v.load_raw(bias, row, block=tile.block)
+            v.vector(VectorOp.ADD, place, place, row, outer=tile.count, inner=tile.rows, broadcast="b")
+            v.store_raw(logits, place, row=tile.image, rows=tile.images, block=tile.block)
+
+        shape = self._convolution(stage)
+        lower_forward(
+            space.program,
+            shape,
+            self.tensors[stage.x],
+            self.parameters[stage.name].weight,
+            out,
+            Rounding(False),
+            epilogue,
+            vmem=space.tiles,
+            vmem_end=space.end,
+        )
+        self._mark(space.program, stage.name, "ff", [stage.name], shape.macs)
+
+    def _backward(self, program: Program) -> None:
+        space = Workspace(program)
+        alias: dict[str, Tensor] = {}  # errors that are another tensor's
+
+        def error(name: str) -> Tensor:
+            return alias.get(name, self.tensors[f"d.{name}"])
+
+        for stage in reversed(self.stages):
+            if not isinstance(stage, LinearStage):
+                self._error(space, stage.name, error, alias)
+            match stage:
+                case ConvStage() | LinearStage():
+                    self._weight_grad(space, stage, error(stage.name))
+                case GroupStage(norm=str(norm)):
+                    dy = self.tensors[f"d.{stage.x}"]
+                    layers.lower_norm_grad(space, error(stage.name), self.tensors[stage.x], dy, self.norms[norm])
+                    self._mark(program, stage.name, "vector", [dy.name, f"g.{norm}.gamma", f"g.{norm}.beta"])
+
+    def _error(self, space: Workspace, name: str, error, alias: dict[str, Tensor]) -> None:
+        """The error of stored tensor `name` from all its uses."""
+        stored: list[Tensor] = []
+        pools: list[PoolStage] = []
+        convolutions: list[ConvStage | LinearStage] = []
+        for stage in reversed(self.stages):
+            match stage:
+                case GroupStage(norm=str(), x=x) if x == name:
+                    return  # batch norm backward has written it
+                case GroupStage(x=x, other=other) if name in (x, other):
+                    stored.append(error(stage.name))
+                case PoolStage(x=x) if x == name:
+                    pools.append(stage)
+                case ConvStage(x=x) | LinearStage(x=x) if x == name:
+                    convolutions.append(stage)
+        out = self.tensors[f"d.{name}"]
+        mask = self.tensors[name] if name in self.relu else None
+        alone = len(stored) + len(pools) + len(convolutions) == 1
+        for pool in pools:
+            target = out if alone else self._partial(f"d.{name}.{pool.name}", out)
+            self._pool_grad(space, pool, error(pool.name), mask if alone else None, target)
+            stored.append(target)
+            self._mark(space.program, pool.name, "vector", [target.name])
+        if alone and pools:
+            return
+        if alone and stored and mask is None:
+            alias[name] = stored[0]
+            return
+        if not convolutions:
+            layers.lower_sum_errors(space, stored, mask, out)
+            self._mark(space.program, name, "vector", [out.name])
+            return
+        for i, stage in enumerate(convolutions):
+            last = i == len(convolutions) - 1
+            target = out if last else self._partial(f"d.{name}.{stage.name}", out)
+            self._input_grad(space, stage, error(stage.name), stored, mask if last else None, target, exact=alone)
+            stored = [target]
+
+    def _partial(self, name: str, like: Tensor) -> Tensor:
+        return self._tensor(name, TensorKind.ERROR, like.policy, (like.channels, like.height, like.width))
+
+    def _pool_grad(self, space: Workspace, stage: PoolStage, error: Tensor, mask: Tensor | None, out: Tensor) -> None:
+        match stage.node:
+            case MaxPool() as node:
+                layers.lower_max_pool_grad(
+                    space,
+                    error,
+                    self.tensors[f"{stage.name}.winner"],
+                    mask,
+                    out,
+                    kernel=node.kernel,
+                    stride=node.stride,
+                    padding=node.padding,
+                )
+            case GlobalAveragePool():
+                layers.lower_average_pool_grad(space, error, mask, out)
+
+    def _input_grad(
+        self,
+        space: Workspace,
+        stage: ConvStage | LinearStage,
+        dy: Tensor,
+        addends: list[Tensor],
+        mask: Tensor | None,
+        out: Tensor,
+        *,
+        exact: bool,
+    ) -> None:
+        v = space.vectors
+        operands = [*addends, *([mask] if mask is not None else [])]
+        # The epilogue's operands take as much room as a tile each, at the end of the vector memory.
+        room = (space.end - space.tiles) // (self.config.cores + len(operands))
+
+        def epilogue(tile: Tile, place: int, first: bool) -> None:
+            size = {"outer": tile.count, "inner": tile.rows}
+            for i, operand in enumerate(operands):
+                row = space.end - (i + 1) * room
+                v.load(operand, tile, row)
+                which = VectorOp.KEEP_POSITIVE if operand is mask else VectorOp.ADD
+                v.vector(which, place, place, row, **size)
+            v.store(out, tile, place)
+
+        shape = self._convolution(stage)
+        lower_input_grad(
+            space.program,
+            shape,
+            dy,
+            self.parameters[stage.name].weight,
+            out,
+            Rounding(exact, out.policy.scale),
+            epilogue,
+            vmem=space.tiles,
+            vmem_end=space.tiles + room * self.config.cores,
+        )
+        self._mark(space.program, stage.name, "bp", [out.name], shape.macs)
+
+    def _weight_grad(self, space: Workspace, stage: ConvStage | LinearStage, dy: Tensor) -> None:
+        parameter = self.parameters[stage.name]
+        gradient = parameter.gradient
+        shape = self._convolution(stage)
+        lower_weight_grad(
+            space.program,
+            shape,
+            self.tensors[stage.x],
+            dy,
+            gradient,
+            Rounding(True, gradient.policy.scale),
+            lambda tile, place, first: space.vectors.store(gradient, tile, place),
+            vmem=space.tiles,
+            vmem_end=space.end,
+        )
+        self._mark(space.program, stage.name, "wg", [gradient.name], shape.macs)
+        if isinstance(stage, LinearStage):
+            self._bias_grad(space, stage, dy)
+
+    def _bias_grad(self, space: Workspace, stage: LinearStage, dy: Tensor) -> None:
+        v, rows, shift = space.vectors, dy.block_channels // self.config.beat, dy.policy.scale
+        gradient = self.parameters[f"{stage.name}.bias"].gradient
+        for block in range(dy.pixel_blocks):
+            space.stream(
+                dy,
+                block,
+                1,
+                lambda tile, at: v.load(dy, tile, at[0]),
+                lambda tile, at, first: v.sum(
+                    0, at[0], 1.0, pixels=tile.count, rows=rows, initialise=first, a_shift=shift
+                ),
+            )
+            v.sum_out(space.vector(0), 0, rows=rows, a_shift=shift)
+            v.store_raw(gradient, space.vector(0), block=block)
+        self._mark(space.program, f"{stage.name}.bias", "vector", [gradient.name])
+
+    def _update(self, program: Program) -> None:
+        space = Workspace(program)
+        for name, parameter in self.parameters.items():
+            outputs = [parameter.master.name, parameter.momentum.name]
+            if isinstance(parameter.gradient, Tensor):
+                layers.lower_update(
+                    space, self.optimiser, parameter.master, parameter.momentum, parameter.gradient, parameter.weight
+                )
+                outputs.append(parameter.weight.name)
+            else:
+                layers.lower_vector_update(
+                    space, self.optimiser, parameter.master, parameter.momentum, parameter.gradient
+                )
+            self._mark(program, name, "update", outputs)

@@ -1,0 +1,409 @@
+"""A DL core: walks the visits of a MULTIPLY and streams the elements that are not zero through the line of PEs."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In, Out
+
+from lnpu.config import ChipConfig
+from lnpu.core.dense_buffer import DenseBuffer
+from lnpu.core.psum_store import PsumStore
+from lnpu.core.sparse_buffer import SparseBuffer
+from lnpu.core.zero_skip import ZeroSkip, visit_layout
+from lnpu.ctrl.commands import Opcode, layout_of
+from lnpu.formats import psum_layout
+from lnpu.hdl import Block, place
+from lnpu.interfaces import Error, buffer_write, command_stream
+from lnpu.pe.pe_line import PeLine
+from lnpu.vector.skid_buffer import SkidBuffer
+
+__all__ = ["Core", "VisitWalk", "core_events"]
+
+_COMMAND = layout_of(Opcode.MULTIPLY)
+_LOOPS = "nhwrs"
+_ADDRESSES = {  # of a visit: loops that move it, and a shape that holds every value of base plus index times stride
+    "row": ("nhwrs", signed(25)),
+    "psum": ("nhwrs", signed(25)),
+    "dense": ("rs", signed(25)),
+    "shift": ("rs", signed(20)),
+}
+
+
+def core_events() -> data.StructLayout:
+    """What a core reports to the performance counters, each cycle."""
+    return data.StructLayout({"busy": 1, "visit": 1, "mac16": 8, "mac8": 9, "zeros": 8, "padding": 8})
+
+
+class VisitWalk(Block):
+    """Walks the visits (n, h, w, r, s) of a MULTIPLY, s innermost, one a cycle.
+
+    Members
+    -------
+    command : In(layout_of(Opcode.MULTIPLY))
+        Stable from `start` to the last visit; every count is at least 1.
+    start : In(1)
+        The first visit is offered in the cycle after.
+    visit : Out(stream.Signature(StructLayout))
+        Addresses `row`, `psum`, `dense` and `shift` of the visit, exact.
+    """
+
+    def __init__(self) -> None:
+        layout = data.StructLayout({name: shape for name, (_, shape) in _ADDRESSES.items()})
+        super().__init__({"command": In(_COMMAND), "start": In(1), "visit": Out(stream.Signature(layout))})
+
+    def elaborate(self, platform):
+        m = Module()
+        command, visit = self.command, self.visit
+        active = Signal()
+        step = Signal()
+        m.d.comb += [visit.valid.eq(active), step.eq(active & visit.ready)]
+
+        last = {}  # loop -> it is at its last index
+        moves = {}  # loop -> it takes a step: all the loops inside are at their last index
+        wrapped = Const(1)
+        for loop in reversed(_LOOPS):
+            left = Signal(10, name=f"left_{loop}", reset_less=True)
+            last[loop] = Signal(name=f"last_{loop}")
+            moves[loop] = Signal(name=f"moves_{loop}")
+            m.d.comb += [last[loop].eq(left == 0), moves[loop].eq(wrapped & ~last[loop])]
+            with m.If(self.start | (step & wrapped & last[loop])):
+                m.d.sync += left.eq(command[f"count_{loop}"] - 1)
+            with m.Elif(step & moves[loop]):
+                m.d.sync += left.eq(left - 1)
+            wrapped = wrapped & last[loop]
+        with m.If(self.start):
+            m.d.sync += active.eq(1)
+        with m.Elif(step & wrapped):
+            m.d.sync += active.eq(0)
+
+        for name, (loops, shape) in _ADDRESSES.items():
+            # Each loop keeps the address of its current index, with the loops inside at 0.
+            at = {loop: Signal(shape, name=f"{name}_{loop}", reset_less=True) for loop in loops}
+            start, stride = Signal(shape, name=f"{name}_start"), Signal(signed(13), name=f"{name}_stride")
+            m.d.comb += start.eq(command[name])  # if none of its loops moves
+            for loop in loops:
+                with m.If(moves[loop]):
+                    m.d.comb += [start.eq(at[loop]), stride.eq(command[f"{name}_{loop}"])]
+            following = Signal(shape, name=f"{name}_next")
+            m.d.comb += following.eq(start + stride)
+            restart = step
+            for loop in reversed(loops):
+                with m.If(self.start):
+                    m.d.sync += at[loop].eq(command[name])
+                with m.Elif(restart):
+                    m.d.sync += at[loop].eq(following)
+                restart = restart & last[loop]
+            m.d.comb += visit.p[name].eq(at[loops[-1]])
+        return m
+
+
+class Core(Block):
+    """Executes MULTIPLY commands on its sparse and dense buffers; the results are in its partial-sum store.
+
+    Parameters
+    ----------
+    config : ChipConfig
+        The chip's configuration.
+
+    Members
+    -------
+    index : In(4)
+        Number of this core: its bit in `write.cores`. Constant.
+    command : In(command_stream())
+        MULTIPLY commands, taken while not busy. The opcode, the wait masks and `cores` are not looked at.
+    busy : Out(1)
+        From the cycle after the command's handshake until its last partial sum is in the store.
+    error : Out(Error)
+        For one cycle, while busy: FIELD for a command that is dropped because a count is zero, RANGE (once a command)
+        if visits were skipped because an address was outside its buffer. NONE otherwise.
+    write : In(buffer_write(config))
+        Taken in every cycle. Must not change what the running command reads.
+    psum_request : In(stream.Signature(12))
+        Number of a row of partial sums to read. Ready unless a row of partial sums is being loaded for the PEs.
+    psum_hold : In(1)
+        The row on `psum` is still needed: until it falls, the core loads no other row (and may have to wait).
+    psum : Out(ArrayLayout(psum_layout(acc_bits), lanes))
+        The row of the last handshake on `psum_request`, from the cycle after it for at least as long as `psum_hold`.
+    events : Out(core_events())
+        `busy`; at the start of a visit `visit` with the numbers of `zeros` and of `padding` in its window; `mac16` and
+        `mac8`, products of the elements issued in this cycle: elements times the command's `lanes`.
+
+    Notes
+    -----
+    A visit takes max(1, n16 + max(n8 even, n8 odd)) cycles and the next follows without a gap, another row of partial
+    sums included. One cycle is lost where a row that must be loaded was left only two visits before and the visit
+    between took a single cycle. A command is busy for 8 cycles more than its visits take.
+
+    A visit whose `shift` is not in 0 .. depth - 1 has an empty window.
+    """
+
+    def __init__(self, *, config: ChipConfig) -> None:
+        self.config = config
+        super().__init__({
+            "index": In(4),
+            "command": In(command_stream()),
+            "busy": Out(1),
+            "error": Out(Error),
+            "write": In(buffer_write(config)),
+            "psum_request": In(stream.Signature(12)),
+            "psum_hold": In(1),
+            "psum": Out(data.ArrayLayout(psum_layout(config.acc_bits), config.lanes)),
+            "events": Out(core_events()),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        depth = config.depth
+        row_bits, psum_bits = (config.rows - 1).bit_length(), (config.psum_rows - 1).bit_length()
+        dense_bits, k_bits = (config.dense_rows - 1).bit_length(), (depth - 1).bit_length()
+
+        sparse = place(m, "sparse", SparseBuffer(config=config))
+        dense = place(m, "dense", DenseBuffer(config=config))
+        store = place(m, "store", PsumStore(config=config))
+        line = place(m, "line", PeLine(lanes=config.lanes, acc_bits=config.acc_bits))
+        walk = place(m, "walk", VisitWalk())
+        skip = place(m, "skip", ZeroSkip(config=config))
+
+        mine = Signal()
+        m.d.comb += mine.eq(self.write.valid & (self.write.cores >> self.index)[0])
+        for buffer, selected in ((sparse, ~self.write.dense), (dense, self.write.dense)):
+            m.d.comb += [buffer.write.eq(self.write), buffer.write.valid.eq(mine & selected)]
+
+        command = Signal(_COMMAND, reset_less=True)
+        m.d.comb += walk.command.eq(command)
+
+        # Stage W: the walk's visit. Its row's codes are read; its window is shifted into place.
+        look = Signal()  # the visit moves to stage L
+        look_valid = Signal()
+        look_done = Signal()
+        visit = walk.visit.p
+        m.d.comb += [
+            walk.visit.ready.eq(~look_valid | look_done),
+            look.eq(walk.visit.valid & walk.visit.ready),
+        ]
+        addresses_ok = Signal()
+        m.d.comb += [
+            addresses_ok.eq(_inside(visit.row, config.rows) & _inside(visit.psum, config.psum_rows)),
+            sparse.codes_enable.eq(look & addresses_ok),
+            sparse.codes_page.eq(command.sparse_page),
+            sparse.codes_row.eq(visit.row),
+        ]
+        window = Signal(depth, reset_less=True)
+        look_ok = Signal(reset_less=True)
+        look_row = Signal(row_bits, reset_less=True)
+        look_psum = Signal(psum_bits, reset_less=True)
+        look_dense = Signal(dense_bits, reset_less=True)
+        k_first = Signal(k_bits + 1, reset_less=True)  # the dense buffer has rows for k_first <= k < k_end
+        k_end = Signal(k_bits + 1, reset_less=True)
+        room = Signal(signed(26))
+        m.d.comb += room.eq(config.dense_rows - visit.dense)
+        with m.If(look):
+            m.d.sync += [
+                window.eq(Mux(_inside(visit.shift, depth), command.kmask[:depth] << visit.shift[:k_bits], 0)),
+                look_ok.eq(addresses_ok),
+                look_row.eq(visit.row),
+                look_psum.eq(visit.psum),
+                look_dense.eq(visit.dense),
+                k_first.eq(Mux(visit.dense < 0, Mux(visit.dense < -depth, depth, -visit.dense), 0)),
+                k_end.eq(Mux(room < 0, 0, Mux(room > depth, depth, room))),
+            ]
+        m.d.sync += look_valid.eq(look | (look_valid & ~look_done))
+
+        # Stage L: the codes have been read; what is left of the visit is its masks.
+        nonzero, fp8 = Signal(depth), Signal(depth)
+        zeros, padding = Signal(depth), Signal(depth)
+        outside = Signal(depth)
+        for k in range(depth):
+            high, low = sparse.codes[k][1], sparse.codes[k][0]
+            m.d.comb += [
+                nonzero[k].eq(window[k] & high),
+                fp8[k].eq(~low),
+                zeros[k].eq(window[k] & ~high & ~low),
+                padding[k].eq(window[k] & ~high & low),
+                outside[k].eq((k < k_first) | (k >= k_end)),
+            ]
+        look_error = Signal()
+        m.d.comb += look_error.eq(~look_ok | (nonzero & outside).any())
+        payload = data.StructLayout({
+            "masks": visit_layout(config), "row": row_bits, "psum": psum_bits, "dense": dense_bits,
+        })
+        queue = place(m, "queue", SkidBuffer(width=payload.size))
+        queue_i, queue_o = Signal(payload), Signal(payload)
+        m.d.comb += [
+            queue_i.masks.nonzero.eq(nonzero),
+            queue_i.masks.fp8.eq(fp8),
+            queue_i.row.eq(look_row),
+            queue_i.psum.eq(look_psum),
+            queue_i.dense.eq(look_dense),
+            queue.i.payload.eq(queue_i),
+            queue.i.valid.eq(look_valid & ~look_error),
+            look_done.eq(look_valid & queue.i.ready),
+            Value.cast(queue_o).eq(queue.o.payload),
+        ]
+        m.d.sync += [
+            self.events.visit.eq(look_done & ~look_error),
+            self.events.zeros.eq(Mux(look_done & ~look_error, _count(zeros), 0)),
+            self.events.padding.eq(Mux(look_done & ~look_error, _count(padding), 0)),
+        ]
+
+        # Stage Z: the zero-skip controller walks the masks.
+        m.d.comb += [
+            skip.visit.payload.eq(queue_o.masks),
+            skip.visit.valid.eq(queue.o.valid),
+            queue.o.ready.eq(skip.visit.ready),
+        ]
+        row = Signal(row_bits, reset_less=True)  # of the visit in the controller
+        psum = Signal(psum_bits, reset_less=True)
+        base = Signal(dense_bits, reset_less=True)
+        left = Signal(psum_bits, reset_less=True)  # row of partial sums that the visit replaces in the PEs
+        change = Signal(reset_less=True)
+        occupied = Signal()  # the PEs hold partial sums that are not in the store
+        replaces = Signal(reset_less=True)
+        with m.If(skip.visit.valid & skip.visit.ready):
+            m.d.sync += [
+                row.eq(queue_o.row),
+                psum.eq(queue_o.psum),
+                base.eq(queue_o.dense),
+                left.eq(psum),
+                change.eq(~occupied | (psum != queue_o.psum)),
+                replaces.eq(occupied & (psum != queue_o.psum)),
+                occupied.eq(1),
+            ]
+
+        class Item:  # what a cycle does to the partial sums, in the stages from A on
+            def __init__(self, stage: str) -> None:
+                self.load = Signal(name=f"{stage}_load")  # the PEs start another row
+                self.read = Signal(name=f"{stage}_read")  # ... with the sums in the store
+                self.store = Signal(name=f"{stage}_store")  # the row before is stored
+                self.psum = Signal(psum_bits, name=f"{stage}_psum", reset_less=True)
+                self.left = Signal(psum_bits, name=f"{stage}_left", reset_less=True)
+                self.all = Cat(self.load, self.read, self.store, self.psum, self.left)
+
+        issue = skip.issue.p
+        issuing = Signal()
+        flush = Signal()
+        first = Signal()
+        reads = Signal()  # a row must be read for the visit
+        blocked = Signal()
+        z, a, d, e = (Item(stage) for stage in "zade")
+        m.d.comb += [
+            first.eq(skip.issue.valid & issue.first & change),
+            reads.eq(first & ~command.initialise),
+            # The row is read two cycles from now: it must not be written then, and nobody may need what is on `psum`.
+            blocked.eq(reads & (self.psum_hold | (a.store & (a.left == psum)))),
+            skip.issue.ready.eq(~blocked),
+            issuing.eq(skip.issue.valid & ~blocked),
+            z.load.eq(issuing & first),
+            z.read.eq(issuing & reads),
+            z.store.eq((issuing & first & replaces) | (flush & occupied)),
+            z.psum.eq(psum),
+            z.left.eq(Mux(flush, psum, left)),
+        ]
+        a_enable = Signal(2)
+        a_fp16 = Signal(reset_less=True)
+        a_k = Signal(data.ArrayLayout(k_bits, 2), reset_less=True)
+        a_row = Signal(row_bits, reset_less=True)
+        a_base = Signal(dense_bits, reset_less=True)
+        m.d.sync += [
+            a_enable.eq(Mux(issuing, issue.enable, 0)),
+            a_fp16.eq(issue.fp16),
+            a_k.eq(issue.k),
+            a_row.eq(row),
+            a_base.eq(base),
+            a.all.eq(z.all),
+        ]
+
+        # Stage A: both buffers are read. An FP16 element has its dense row on port 0, whatever its k.
+        odd16 = Signal()
+        m.d.comb += [
+            odd16.eq(a_fp16 & a_enable[1]),
+            sparse.element_enable.eq(a_enable),
+            sparse.element_page.eq(command.sparse_page),
+            sparse.element_row.eq(a_row),
+            sparse.k.eq(a_k),
+            dense.enable.eq(Mux(a_fp16, a_enable.any(), a_enable)),
+            dense.page.eq(command.dense_page),
+            dense.row[0].eq(a_base + Mux(odd16, a_k[1], a_k[0])),
+            dense.row[1].eq(a_base + a_k[1]),
+            self.events.mac16.eq(Mux(a_fp16 & a_enable.any(), command.lanes, 0)),
+            self.events.mac8.eq(
+                Mux(a_fp16, 0, Mux(a_enable[0], command.lanes, 0) + Mux(a_enable[1], command.lanes, 0))
+            ),
+        ]
+        d_enable = Signal(2)
+        d_pair = Signal(reset_less=True)
+        d_odd16 = Signal(reset_less=True)
+        m.d.sync += [d_enable.eq(dense.enable), d_pair.eq(~a_fp16), d_odd16.eq(odd16), d.all.eq(a.all)]
+
+        # Stage D: the operands are at the PEs' inputs; the partial sums to start from are read.
+        grant = Signal()
+        m.d.comb += [
+            line.enable.eq(d_enable),
+            line.pair.eq(d_pair),
+            line.a[0].eq(Mux(d_odd16, sparse.element[1], sparse.element[0])),
+            line.a[1].eq(sparse.element[1]),
+            line.b.eq(dense.value),
+            line.load.eq(d.load),
+            self.psum_request.ready.eq(~(z.read | a.read | d.read)),
+            grant.eq(self.psum_request.valid & self.psum_request.ready),
+            store.read_enable.eq(d.read | grant),
+            store.read_row.eq(Mux(d.read, d.psum, self.psum_request.payload)),
+            self.psum.eq(store.read),
+        ]
+        m.d.sync += e.all.eq(d.all)
+
+        # Stage E: the PEs take those sums, and show for the last time the ones before.
+        m.d.comb += [
+            Value.cast(line.psum_i).eq(Mux(e.read, Value.cast(store.read), 0)),
+            store.write_enable.eq(e.store),
+            store.write_row.eq(e.left),
+            store.write.eq(line.psum_o),
+        ]
+
+        range_error = Signal()  # once a command
+        range_seen = Signal()
+        m.d.comb += [
+            range_error.eq(look_done & look_error & ~range_seen),
+            self.busy.eq(1),
+            self.events.busy.eq(self.busy),
+        ]
+        counts = [command[f"count_{loop}"].any() for loop in _LOOPS]
+        with m.If(range_error):
+            m.d.comb += self.error.eq(Error.RANGE)
+            m.d.sync += range_seen.eq(1)
+        with m.FSM(name="state"):
+            with m.State("IDLE"):
+                m.d.comb += [self.busy.eq(0), self.command.ready.eq(1)]
+                with m.If(self.command.valid):
+                    m.d.sync += Value.cast(command).eq(self.command.payload[: _COMMAND.size])
+                    m.next = "START"
+            with m.State("START"):
+                m.d.sync += range_seen.eq(0)
+                with m.If(Cat(counts).all()):
+                    m.d.comb += walk.start.eq(1)
+                    m.next = "WALK"
+                with m.Else():
+                    m.d.comb += self.error.eq(Error.FIELD)
+                    m.next = "IDLE"
+            with m.State("WALK"):
+                with m.If(~(walk.visit.valid | look_valid | queue.o.valid | skip.issue.valid)):
+                    m.d.comb += flush.eq(1)
+                    m.d.sync += occupied.eq(0)
+                    m.next = "FLUSH"
+            with m.State("FLUSH"):
+                with m.If(~(a.store | d.store)):
+                    m.next = "IDLE"
+        return m
+
+
+def _inside(address, size: int):
+    """Whether a signed `address` is in 0 .. size - 1."""
+    return (address >= 0) & (address < size)
+
+
+def _count(bits):
+    """Number of ones, as a balanced tree."""
+    values = [bits[i] for i in range(len(bits))]
+    while len(values) > 1:
+        values = [sum(values[i + 1 : i + 2], values[i]) for i in range(0, len(values), 2)]
+    return values[0]

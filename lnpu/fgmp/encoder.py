@@ -1,0 +1,466 @@
+"""Encodes blocks of 64 elements: quantises, drops zeros, packs masks and payloads into AXI words.
+
+The elements of a beat are quantised and compacted to bytes as they come, and the bytes of a block gathered into lines
+that wait in a memory. Its masks, hence the size of what precedes the payloads, are known with its last beat: only then
+does the block leave, its lines rotated by that size into the place behind header and masks.
+"""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from lnpu.config import BLOCK, ChipConfig
+from lnpu.fgmp.quantizer import Quantizer
+from lnpu.formats import F16_INF, LENGTH_UNIT, Code, NonzeroMode, PrecisionMode
+from lnpu.hdl import Block, Sram, place
+
+__all__ = ["BLOCKS_AHEAD", "Encoder", "encoded_word", "encoder_events"]
+
+BLOCKS_AHEAD = 4
+"""Encoded blocks that wait for their turn at most."""
+
+MAGIC = 0b1010
+HEADER_BYTES = 17  # header, non-zero mask, precision mask at most
+
+
+def encoded_word(config: ChipConfig) -> data.StructLayout:
+    """A word of an encoded block; `length`, the used length in units of 8 bytes, is the same in all its words."""
+    return data.StructLayout({"data": config.axi_bits, "first": 1, "last": 1, "length": 5})
+
+
+def encoder_events(config: ChipConfig) -> data.StructLayout:
+    """What became of the elements of a beat: how many of each class (they add up to `beat`, or to 0: no beat)."""
+    count = unsigned(config.beat.bit_length())
+    return data.StructLayout({"zero": count, "underflow": count, "fp8": count, "fp16": count, "nonfinite": 1})
+
+
+class Queue(wiring.Component):
+    """A short queue of narrow words, in registers.
+
+    Members
+    -------
+    i : In(stream.Signature(width)); o : Out(stream.Signature(width))
+    """
+
+    def __init__(self, *, width: int, depth: int) -> None:
+        self._width, self._depth = width, depth
+        super().__init__({"i": In(stream.Signature(unsigned(width))), "o": Out(stream.Signature(unsigned(width)))})
+
+    def elaborate(self, platform):
+        m = Module()
+        words = [Signal(self._width, name=f"word{k}", reset_less=True) for k in range(self._depth)]
+        level = Signal(range(self._depth + 1))
+        push, pop = Signal(), Signal()
+        m.d.comb += [
+            self.i.ready.eq(level != self._depth),
+            self.o.valid.eq(level != 0),
+            self.o.payload.eq(words[0]),
+            push.eq(self.i.valid & self.i.ready),
+            pop.eq(self.o.valid & self.o.ready),
+        ]
+        m.d.sync += level.eq(level + push - pop)
+        for k, word in enumerate(words):
+            following = words[k + 1] if k + 1 < self._depth else word
+            with m.If(push & (level - pop == k)):
+                m.d.sync += word.eq(self.i.payload)
+            with m.Elif(pop):
+                m.d.sync += word.eq(following)
+        return m
+
+
+class SramQueue(wiring.Component):
+    """A queue of wide words in an SRAM, one in and one out a cycle; a word needs two cycles to the output.
+
+    Members
+    -------
+    i : In(stream.Signature(width)); o : Out(stream.Signature(width))
+    """
+
+    def __init__(self, *, width: int, depth: int) -> None:
+        assert depth & (depth - 1) == 0
+        self._width, self._depth = width, depth
+        super().__init__({"i": In(stream.Signature(unsigned(width))), "o": Out(stream.Signature(unsigned(width)))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.words = words = Sram(depth=self._depth, width=self._width)
+        level = Signal(range(self._depth + 1))
+        at, to = Signal(range(self._depth)), Signal(range(self._depth))
+        valid, push, pull = Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.i.ready.eq(level != self._depth),
+            push.eq(self.i.valid & self.i.ready),
+            pull.eq((level != 0) & (~valid | self.o.ready)),
+            words.w_en.eq(push),
+            words.w_addr.eq(to),
+            words.w_data.eq(self.i.payload),
+            words.r_en.eq(pull),
+            words.r_addr.eq(at),
+            self.o.valid.eq(valid),
+            self.o.payload.eq(words.r_data),
+        ]
+        m.d.sync += level.eq(level + push - pull)
+        with m.If(push):
+            m.d.sync += to.eq(to + 1)
+        with m.If(pull):
+            m.d.sync += [at.eq(at + 1), valid.eq(1)]
+        with m.Elif(self.o.ready):
+            m.d.sync += valid.eq(0)
+        return m
+
+
+def _rotate(m: Module, name: str, value, by):
+    """Rotate the bytes of `value`, a power of two of them, so that byte 0 comes to byte `by`."""
+    for bit in range(len(by)):
+        moved = Signal(len(value), name=f"{name}_rotate{bit}")
+        cut = len(value) - (8 << bit)
+        m.d.comb += moved.eq(Mux(by[bit], Cat(value[cut:], value[:cut]), value))
+        value = moved
+    return value
+
+
+def _compact(m: Module, name: str, unit: int, pieces: list, lengths: list):
+    """Concatenate `pieces[k]`, of which the first `lengths[k]` units of `unit` bits hold something.
+
+    What is beyond a piece's length must be zero. Returns the result, zeros beyond its length, and the length.
+    """
+    most = len(pieces[0]) // unit
+    level = 0
+    while len(pieces) > 1:
+        level += 1
+        next_pieces, next_lengths = [], []
+        for k in range(0, len(pieces), 2):
+            piece = Signal(unit * 2 * most, name=f"{name}_piece{level}_{k // 2}")
+            length = Signal(range(2 * most + 1), name=f"{name}_length{level}_{k // 2}")
+            shifted = pieces[k + 1]
+            for bit in range(most.bit_length()):
+                moved = Signal(unit * 2 * most, name=f"{name}_shift{level}_{k // 2}_{bit}")
+                m.d.comb += moved.eq(Mux(lengths[k][bit], Cat(Const(0, unit << bit), shifted), shifted))
+                shifted = moved
+            m.d.comb += [piece.eq(pieces[k] | shifted), length.eq(lengths[k] + lengths[k + 1])]
+            next_pieces.append(piece)
+            next_lengths.append(length)
+        pieces, lengths, most = next_pieces, next_lengths, 2 * most
+    return pieces[0], lengths[0]
+
+
+def _count(bits: list):
+    """Number of bits set."""
+    if len(bits) == 1:
+        return bits[0]
+    return _count(bits[: len(bits) // 2]) + _count(bits[len(bits) // 2 :])
+
+
+class Encoder(Block):
+    """Turns beats of FP16 elements into encoded blocks (see *Encoded tensors in memory* in `docs/architecture.md`).
+
+    64 / `beat` beats make a block. Takes a beat a cycle and gives a word a cycle, whichever binds; a block's first
+    word comes seven cycles after its last beat. There are no combinational paths between the streams.
+
+    Members
+    -------
+    i : In(stream.Signature(ArrayLayout(16, beat)))
+        FP16 patterns.
+    lo, hi : In(15); below : In(2); above : In(1)
+        Policy (see `Quantizer`); belongs to the beat on `i`.
+    lengths : Out(stream.Signature(5))
+        Length of each block in units of 8 bytes, from before its words come: a block is not emitted until its length
+        has room in a queue of `BLOCKS_AHEAD`.
+    o : Out(stream.Signature(encoded_word(config)))
+        Words of the blocks, zeros beyond the used length.
+    events : Out(encoder_events(config))
+        Statistics; valid in one cycle for each beat.
+    """
+
+    def __init__(self, *, config: ChipConfig) -> None:
+        self._config = config
+        super().__init__({
+            "i": In(stream.Signature(data.ArrayLayout(16, config.beat))),
+            "lo": In(15),
+            "hi": In(15),
+            "below": In(2),
+            "above": In(1),
+            "lengths": Out(stream.Signature(unsigned(5))),
+            "o": Out(stream.Signature(encoded_word(config))),
+            "events": Out(encoder_events(config)),
+        })
+
+    @property
+    def suffix(self) -> str:
+        return f"{self._config.beat}x{self._config.axi_bits}"
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        beat, beats = config.beat, config.block_beats
+        word_bytes = config.axi_bits // 8
+        line_bytes = max(word_bytes, 2 * beat)
+        line_words = line_bytes // word_bytes
+
+        m.submodules.lines = lines = SramQueue(width=8 * line_bytes, depth=BLOCKS_AHEAD * 2 * BLOCK // line_bytes)
+        meta_layout = data.StructLayout({
+            "nonzero": 2,
+            "precision": 2,
+            "nonzeros": BLOCK,
+            "precisions": BLOCK,
+            "size": 5,  # bytes of header and masks
+            "payload": 8,  # bytes of payloads
+            "length": 5,
+        })
+        m.submodules.metas = metas = SramQueue(width=meta_layout.size, depth=BLOCKS_AHEAD)
+        m.submodules.ahead = ahead = Queue(width=5, depth=BLOCKS_AHEAD)
+
+        # 1: quantised.
+        quantized_valid = Signal()
+        quantized_ready = Signal()
+        codes = [Signal(2, name=f"code{e}", reset_less=True) for e in range(beat)]
+        payloads = [Signal(16, name=f"payload{e}", reset_less=True) for e in range(beat)]
+        quantizers = [place(m, f"quantizer{e}", Quantizer()) for e in range(beat)]
+        m.d.comb += self.i.ready.eq(~quantized_valid | quantized_ready)
+        with m.If(self.i.ready):
+            m.d.sync += quantized_valid.eq(self.i.valid)
+        for e, quantizer in enumerate(quantizers):
+            m.d.comb += [
+                quantizer.v.eq(self.i.payload[e]),
+                quantizer.lo.eq(self.lo),
+                quantizer.hi.eq(self.hi),
+                quantizer.below.eq(self.below),
+                quantizer.above.eq(self.above),
+            ]
+            with m.If(self.i.ready):
+                m.d.sync += codes[e].eq(quantizer.code)
+                with m.Switch(quantizer.code):
+                    with m.Case(Code.FP16):
+                        m.d.sync += payloads[e].eq(quantizer.value)
+                    with m.Case(Code.FP8):
+                        m.d.sync += payloads[e].eq(quantizer.fp8)
+                    with m.Default():
+                        m.d.sync += payloads[e].eq(0)
+        took = Signal()
+        m.d.comb += took.eq(self.i.valid & self.i.ready)
+        for name, condition in {
+            "zero": lambda q: (q.code == Code.ZERO) & ~q.underflow,
+            "underflow": lambda q: q.underflow,
+            "fp8": lambda q: q.code == Code.FP8,
+            "fp16": lambda q: q.code == Code.FP16,
+        }.items():
+            m.d.sync += self.events[name].eq(Mux(took, _count([condition(q) for q in quantizers]), 0))
+        m.d.sync += self.events.nonfinite.eq(took & Cat(q.v[:15] >= F16_INF for q in quantizers).any())
+
+        # 2: payloads compacted.
+        packed_valid = Signal()
+        packed_ready = Signal()
+        packed = Signal(16 * beat, reset_less=True)
+        packed_bytes = Signal(range(2 * beat + 1), reset_less=True)
+        packed_nonzeros = Signal(beat, reset_less=True)
+        packed_nonzero_count = Signal(range(beat + 1), reset_less=True)
+        packed_precisions = Signal(beat, reset_less=True)
+        nonzeros = [code[1] for code in codes]
+        precisions = [code.all() for code in codes]
+        compacted, compacted_bytes = _compact(
+            m, "payload", 8, payloads, [Cat(nonzero & ~wide, wide) for nonzero, wide in zip(nonzeros, precisions, strict=True)]
+        )
+        compacted_precisions, nonzero_count = _compact(m, "precision", 1, precisions, nonzeros)
+        m.d.comb += quantized_ready.eq(~packed_valid | packed_ready)
+        with m.If(quantized_ready):
+            m.d.sync += [
+                packed_valid.eq(quantized_valid),
+                packed.eq(compacted),
+                packed_bytes.eq(compacted_bytes),
+                packed_nonzeros.eq(Cat(nonzeros)),
+                packed_nonzero_count.eq(nonzero_count),
+                packed_precisions.eq(compacted_precisions),
+            ]
+
+        # 3: gathered into lines, and masks gathered. `flush`: the tail of the last block is still to be written.
+        fill_bits = ceil_log2(line_bytes)
+        fill = Signal(fill_bits)
+        tail = Signal(8 * line_bytes)
+        flush = Signal()
+        step = Signal()
+        last = Signal()
+        index = Signal(range(beats))
+        total = Signal(fill_bits + 1)
+        widened = Signal(8 * line_bytes)
+        m.d.comb += widened.eq(packed)
+        rotated = _rotate(m, "line", widened, fill)
+        line, rest = Signal(8 * line_bytes), Signal(8 * line_bytes)
+        for b in range(line_bytes):
+            byte = rotated[8 * b : 8 * b + 8]
+            m.d.comb += [
+                line[8 * b : 8 * b + 8].eq(Mux(flush, 0, tail[8 * b : 8 * b + 8]) | Mux(b >= fill, byte, 0)),
+                rest[8 * b : 8 * b + 8].eq(Mux(b < fill, byte, 0)),
+            ]
+        full, over = Signal(), Signal()
+        m.d.comb += [
+            last.eq(index == beats - 1),
+            total.eq(fill + packed_bytes),
+            full.eq(total[fill_bits]),
+            over.eq(full & total[:fill_bits].any()),
+        ]
+        gathered_valid, gathered_ready = Signal(), Signal()
+        # A beat that fills a line waits for a flush; otherwise the flush uses its cycle.
+        m.d.comb += [
+            packed_ready.eq(lines.i.ready & (gathered_ready | ~last) & ~(flush & full)),
+            step.eq(packed_valid & packed_ready),
+            lines.i.valid.eq(flush | (step & (full | (last & (total != 0))))),
+            lines.i.payload.eq(Mux(flush, tail, line)),
+        ]
+        with m.If(lines.i.ready):
+            m.d.sync += flush.eq(0)
+        with m.If(step):
+            m.d.sync += [
+                index.eq(Mux(last, 0, index + 1)),
+                fill.eq(Mux(last, 0, total[:fill_bits])),
+                tail.eq(Mux(full, rest, Mux(last, 0, line))),
+                flush.eq(last & over),
+            ]
+        with m.Elif(flush & lines.i.ready):
+            m.d.sync += tail.eq(0)
+
+        mask = Signal(BLOCK, reset_less=True)
+        precision_mask = Signal(BLOCK)
+        nonzero_total = Signal(range(BLOCK + 1))
+        fp16_total = Signal(range(BLOCK + 1))
+        mask_next, precision_next = Signal(BLOCK), Signal(BLOCK)
+        nonzero_next, fp16_next = Signal(range(BLOCK + 1)), Signal(range(BLOCK + 1))
+        m.d.comb += [
+            mask_next.eq(Cat(mask[beat:], packed_nonzeros)),
+            precision_next.eq(precision_mask | (packed_precisions << nonzero_total[:6])),
+            nonzero_next.eq(nonzero_total + packed_nonzero_count),
+            fp16_next.eq(fp16_total + (packed_bytes - packed_nonzero_count)),
+        ]
+        gathered_mask, gathered_precisions = Signal(BLOCK, reset_less=True), Signal(BLOCK, reset_less=True)
+        gathered_nonzeros = Signal(range(BLOCK + 1), reset_less=True)
+        gathered_fp16 = Signal(range(BLOCK + 1), reset_less=True)
+        with m.If(gathered_ready):
+            m.d.sync += gathered_valid.eq(step & last)
+        with m.If(step):
+            m.d.sync += [
+                mask.eq(mask_next),
+                precision_mask.eq(Mux(last, 0, precision_next)),
+                nonzero_total.eq(Mux(last, 0, nonzero_next)),
+                fp16_total.eq(Mux(last, 0, fp16_next)),
+            ]
+            with m.If(last):
+                m.d.sync += [
+                    gathered_mask.eq(mask_next),
+                    gathered_precisions.eq(precision_next),
+                    gathered_nonzeros.eq(nonzero_next),
+                    gathered_fp16.eq(fp16_next),
+                ]
+
+        # 4: the block's modes and lengths.
+        nonzero_mode, precision_mode = Signal(2), Signal(2)
+        size, payload, used = Signal(5), Signal(8), Signal(8)
+        length = Signal(5)
+        room = Signal()
+        with m.If(gathered_nonzeros == 0):
+            m.d.comb += nonzero_mode.eq(NonzeroMode.EMPTY)
+        with m.Elif(gathered_nonzeros == BLOCK):
+            m.d.comb += nonzero_mode.eq(NonzeroMode.DENSE)
+        with m.Else():
+            m.d.comb += nonzero_mode.eq(NonzeroMode.MASKED)
+        with m.If(gathered_fp16 == 0):
+            m.d.comb += precision_mode.eq(PrecisionMode.FP8)
+        with m.Elif(gathered_fp16 == gathered_nonzeros):
+            m.d.comb += precision_mode.eq(PrecisionMode.FP16)
+        with m.Else():
+            m.d.comb += precision_mode.eq(PrecisionMode.MIXED)
+        m.d.comb += [
+            size.eq(
+                1
+                + Mux(nonzero_mode == NonzeroMode.MASKED, BLOCK // 8, 0)
+                + Mux(precision_mode == PrecisionMode.MIXED, (gathered_nonzeros + 7)[3:], 0)
+            ),
+            payload.eq(gathered_nonzeros + gathered_fp16),
+            used.eq(size + payload),
+            length.eq((used + (LENGTH_UNIT - 1))[3:]),
+        ]
+        meta = {
+            "nonzero": nonzero_mode,
+            "precision": precision_mode,
+            "nonzeros": gathered_mask,
+            "precisions": gathered_precisions,
+            "size": size,
+            "payload": payload,
+            "length": length,
+        }
+        assert list(meta) == list(meta_layout.members)
+        m.d.comb += [
+            room.eq(metas.i.ready & ahead.i.ready),
+            gathered_ready.eq(~gathered_valid | room),
+            metas.i.valid.eq(gathered_valid & ahead.i.ready),
+            metas.i.payload.eq(Cat(meta.values())),
+            ahead.i.valid.eq(gathered_valid & metas.i.ready),
+            ahead.i.payload.eq(length),
+        ]
+        wiring.connect(m, ahead.o, wiring.flipped(self.lengths))
+
+        # 5: words. Output word k holds the header's bytes of its place, and payload words k - skip and the one before.
+        head = Signal(meta_layout)
+        advance, emit = Signal(), Signal()
+        k = Signal(5)
+        word_bits = ceil_log2(word_bytes)
+        skip, turn = Signal(2), Signal(word_bits)
+        place_in_payload = Signal(6)
+        payload_words = Signal(5)
+        wants, final = Signal(), Signal()
+        m.d.comb += [
+            head.eq(metas.o.payload),
+            turn.eq(head.size[:word_bits]),
+            skip.eq(head.size >> word_bits),
+            payload_words.eq((head.payload + (word_bytes - 1)) >> word_bits),
+            place_in_payload.eq(k - skip),
+            wants.eq((k >= skip) & (place_in_payload < payload_words)),
+            final.eq(k == ((head.length - 1) >> (word_bits - 3))),
+            advance.eq(~self.o.valid | self.o.ready),
+            emit.eq(advance & metas.o.valid & (lines.o.valid | ~wants)),
+            metas.o.ready.eq(emit & final),
+        ]
+        word = Signal(8 * word_bytes)
+        if line_words == 1:
+            m.d.comb += [word.eq(lines.o.payload), lines.o.ready.eq(emit & wants)]
+        else:
+            part = Signal(range(line_words))
+            ends = Signal()
+            m.d.comb += [
+                word.eq(lines.o.payload.word_select(part, 8 * word_bytes)),
+                ends.eq((part == line_words - 1) | (place_in_payload == payload_words - 1)),
+                lines.o.ready.eq(emit & wants & ends),
+            ]
+            with m.If(emit & wants):
+                m.d.sync += part.eq(Mux(ends, 0, part + 1))
+
+        wanted = Signal(8 * word_bytes)
+        m.d.comb += wanted.eq(Mux(wants, word, 0))
+        turned = _rotate(m, "word", wanted, turn)
+        before = Signal(8 * word_bytes)
+        header = Signal(8 * 3 * max(word_bytes, 8))
+        header_words = [header[8 * word_bytes * n : 8 * word_bytes * (n + 1)] for n in range(-(-HEADER_BYTES // word_bytes))]
+        first_byte = Cat(head.nonzero, head.precision, Const(MAGIC, 4))
+        precisions_field = Mux(head.precision == PrecisionMode.MIXED, head.precisions, 0)
+        with m.If(head.nonzero == NonzeroMode.MASKED):
+            m.d.comb += header.eq(Cat(first_byte, head.nonzeros, precisions_field))
+        with m.Else():
+            m.d.comb += header.eq(Cat(first_byte, precisions_field))
+        composed = Signal(8 * word_bytes)
+        for b in range(word_bytes):
+            at = slice(8 * b, 8 * b + 8)
+            head_byte = 0
+            for n, header_word in enumerate(header_words):
+                head_byte = Mux(k == n, header_word[at], head_byte)
+            m.d.comb += composed[at].eq(Mux(b >= turn, turned[at], before[at]) | head_byte)
+        with m.If(advance):
+            m.d.sync += self.o.valid.eq(emit)
+        with m.If(emit):
+            m.d.sync += [
+                self.o.payload.data.eq(composed),
+                self.o.payload.first.eq(k == 0),
+                self.o.payload.last.eq(final),
+                self.o.payload.length.eq(head.length),
+                k.eq(Mux(final, 0, k + 1)),
+                before.eq(Mux(final, 0, turned)),
+            ]
+        return m

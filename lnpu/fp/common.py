@@ -1,0 +1,113 @@
+"""What the floating-point units share: fields of a number, leading zeros, shifts that keep what they drop, registers.
+
+All functions build combinational logic in `m` (`register` excepted); `name` is a prefix for the signals that they make.
+"""
+
+from dataclasses import dataclass
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+
+__all__ = ["Unpacked", "leading_zeros", "normalise", "register", "round_packed", "shift_right_sticky", "unpack"]
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """Fields of an IEEE number: (-1)^sign * significand * 2^(exponent - bias - fraction bits) if it is finite."""
+
+    sign: Value
+    exponent: Value
+    """Biased; 1 for subnormals and zeros."""
+    significand: Value
+    """Fraction and, above it, the hidden bit."""
+    zero: Value
+    infinite: Value
+    nan: Value
+
+
+def unpack(m: Module, pattern: Value, *, exponent_bits: int, fraction_bits: int, name: str) -> Unpacked:
+    """Fields of an IEEE pattern."""
+    field = pattern[fraction_bits : fraction_bits + exponent_bits]
+    fraction = pattern[:fraction_bits]
+    normal = Signal(name=f"{name}_normal")
+    empty = Signal(name=f"{name}_fraction_zero")
+    top = Signal(name=f"{name}_exponent_ones")
+    exponent = Signal(exponent_bits, name=f"{name}_exponent")
+    significand = Signal(fraction_bits + 1, name=f"{name}_significand")
+    m.d.comb += [
+        normal.eq(field.any()),
+        empty.eq(~fraction.any()),
+        top.eq(field.all()),
+        exponent.eq(Cat(field[0] | ~normal, field[1:])),
+        significand.eq(Cat(fraction, normal)),
+    ]
+    return Unpacked(
+        sign=pattern[fraction_bits + exponent_bits],
+        exponent=exponent,
+        significand=significand,
+        zero=~normal & empty,
+        infinite=top & empty,
+        nan=top & ~empty,
+    )
+
+
+def leading_zeros(value: Signal) -> Value:
+    """Number of zeros above the highest one of `value` (its width if it is zero)."""
+
+    def count(bits: Value) -> Value:  # of a power of two of bits that are not all zero
+        if len(bits) == 1:
+            return Const(0, 0)
+        half = len(bits) // 2
+        high_zero = ~bits[half:].any()
+        return Cat(Mux(high_zero, count(bits[:half]), count(bits[half:])), high_zero)
+
+    width = len(value)
+    padded = 1 << width.bit_length()
+    return count(Cat(Const(-1, padded - width), value))
+
+
+def normalise(m: Module, value: Value, *, name: str) -> tuple[Signal, Signal]:
+    """`value` shifted left until its highest bit is one, and by how many bits (unspecified if it is zero)."""
+    width = len(value)
+    levels = (width - 1).bit_length()
+    count = Signal(levels, name=f"{name}_count")
+    for level in reversed(range(levels)):
+        step = 1 << level
+        shifted = Signal(width, name=f"{name}_{step}")
+        m.d.comb += [
+            count[level].eq(~value[width - step :].any()),
+            shifted.eq(Mux(count[level], Cat(Const(0, step), value[: width - step]), value)),
+        ]
+        value = shifted
+    return value, count
+
+
+def shift_right_sticky(m: Module, value: Value, amount: Value, *, name: str) -> Signal:
+    """`value` >> `amount`, with the lowest bit ORed with all the bits that were shifted out."""
+    width = len(value)
+    for level in range(len(amount)):
+        step = 1 << level
+        shifted = Signal(width, name=f"{name}_{step}")
+        dropped = min(step + 1, width)  # those that end up in the lowest bit
+        m.d.comb += shifted.eq(Mux(amount[level], Cat(value[:dropped].any(), value[dropped:]), value))
+        value = shifted
+    return value
+
+
+def round_packed(m: Module, packed: Value, guard: Value, sticky: Value, *, name: str) -> Signal:
+    """`packed` (fraction, and the exponent field above it) plus one if rounding to nearest even goes up.
+
+    A carry out of the fraction gives the next exponent with a zero fraction, which is the right result: the smallest
+    normal number after the largest subnormal one, and infinity after the largest finite number.
+    """
+    rounded = Signal(len(packed), name=f"{name}_rounded")
+    m.d.comb += rounded.eq(packed + (guard & (sticky | packed[0])))
+    return rounded
+
+
+def register(m: Module, enable: Value, value: Value, *, name: str) -> Signal:
+    """A register without reset that takes `value` in cycles with `enable`."""
+    value = Value.cast(value)
+    held = Signal(value.shape(), name=name, reset_less=True)
+    with m.If(enable):
+        m.d.sync += held.eq(value)
+    return held

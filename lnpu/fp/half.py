@@ -1,0 +1,120 @@
+"""Conversions between FP16 and FP32 with a power-of-two scale."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.lib.wiring import In, Out
+
+from lnpu.formats import F16_INF, F16_NAN, F32_NAN
+from lnpu.fp.common import Unpacked, normalise, round_packed, shift_right_sticky, unpack
+from lnpu.hdl import Block
+
+__all__ = ["HalfToSingle", "SingleToHalf", "decode_half", "half_to_single", "single_to_half"]
+
+
+def decode_half(m: Module, i: Value, *, name: str = "half") -> Unpacked:
+    """Fields of an FP16 pattern: its finite value is (-1)^sign * significand (11 bits) * 2^(exponent - 25)."""
+    return unpack(m, i, exponent_bits=5, fraction_bits=10, name=name)
+
+
+def half_to_single(m: Module, i: Value, scale: Value, *, name: str = "single") -> Signal:
+    """FP32 pattern of FP16 `i` times 2^scale; see `HalfToSingle`."""
+    half = decode_half(m, i, name=f"{name}_half")
+    normal, count = normalise(m, half.significand, name=f"{name}_normal")
+    exponent = Signal(8, name=f"{name}_exponent")
+    result = Signal(32, name=name)
+    m.d.comb += exponent.eq(half.exponent + scale - count + (127 - 15))
+    with m.If(half.nan):
+        m.d.comb += result.eq(F32_NAN)
+    with m.Elif(half.infinite):
+        m.d.comb += result.eq(Cat(Const(0, 23), Const(0xFF, 8), half.sign))
+    with m.Elif(half.zero):
+        m.d.comb += result.eq(Cat(Const(0, 31), half.sign))
+    with m.Else():
+        m.d.comb += result.eq(Cat(Const(0, 13), normal[:10], exponent, half.sign))
+    return result
+
+
+def single_to_half(m: Module, i: Value, scale: Value, saturate: Value, *, name: str = "half") -> Signal:
+    """FP16 pattern of FP32 `i` times 2^-scale, rounded once; see `SingleToHalf`."""
+    single = unpack(m, i, exponent_bits=8, fraction_bits=23, name=f"{name}_single")
+    normal, count = normalise(m, single.significand, name=f"{name}_normal")
+    exponent = Signal(signed(10), name=f"{name}_exponent")  # biased, of the highest bit
+    distance = Signal(signed(10), name=f"{name}_distance")  # below the smallest exponent
+    amount = Signal(4, name=f"{name}_amount")
+    field = Signal(5, name=f"{name}_field")
+    beyond = Signal(name=f"{name}_beyond")
+    result = Signal(16, name=name)
+    m.d.comb += [
+        exponent.eq(single.exponent - scale - count - (127 - 15)),
+        distance.eq(1 - exponent),
+        beyond.eq(exponent >= 31),
+    ]
+    with m.If(distance > 15):
+        m.d.comb += amount.eq(15)
+    with m.Elif(distance > 0):
+        m.d.comb += amount.eq(distance)
+    with m.Else():
+        m.d.comb += field.eq(exponent)
+    # 11 bits, guard and sticky
+    aligned = shift_right_sticky(m, Cat(normal[:12].any(), normal[12:]), amount, name=f"{name}_align")
+    rounded = round_packed(m, Cat(aligned[2:12], field), aligned[1], aligned[0], name=name)
+    with m.If(single.nan):
+        m.d.comb += result.eq(F16_NAN)
+    with m.Elif(single.infinite):
+        m.d.comb += result.eq(Cat(Const(F16_INF, 15), single.sign))
+    with m.Elif(single.zero):
+        m.d.comb += result.eq(Cat(Const(0, 15), single.sign))
+    with m.Elif(beyond | rounded[10:].all()):
+        m.d.comb += result.eq(Cat(Mux(saturate, F16_INF - 1, F16_INF)[:15], single.sign))
+    with m.Else():
+        m.d.comb += result.eq(Cat(rounded, single.sign))
+    return result
+
+
+class HalfToSingle(Block):
+    """FP16 times 2^scale, exactly, in FP32. Subnormals are normalised; NaN gives 0x7FC00000.
+
+    Members
+    -------
+    i : In(16)
+        FP16 pattern.
+    scale : In(signed(8))
+        -64 to 64. (The result is right from -102 to 112, where it is a normal FP32 number, and unspecified elsewhere.)
+    o : Out(32)
+        FP32 pattern.
+    """
+
+    combinational = True
+
+    def __init__(self) -> None:
+        super().__init__({"i": In(16), "scale": In(signed(8)), "o": Out(32)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.o.eq(half_to_single(m, self.i, self.scale))
+        return m
+
+
+class SingleToHalf(Block):
+    """FP32 times 2^-scale, rounded once to FP16 (to nearest even), subnormals of both formats included.
+
+    Members
+    -------
+    i : In(32)
+        FP32 pattern.
+    scale : In(signed(8))
+        Any.
+    saturate : In(1)
+        A finite number beyond the FP16 range gives +-65504, else infinity. Infinity stays infinity.
+    o : Out(16)
+        FP16 pattern; 0x7E00 for a NaN.
+    """
+
+    combinational = True
+
+    def __init__(self) -> None:
+        super().__init__({"i": In(32), "scale": In(signed(8)), "saturate": In(1), "o": Out(16)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.o.eq(single_to_half(m, self.i, self.scale, self.saturate))
+        return m

@@ -1,0 +1,54 @@
+"""A first-in first-out buffer for a few words, in registers."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["RegisterFifo"]
+
+
+class RegisterFifo(wiring.Component):
+    """Holds up to `depth` words, one in and one out a cycle, one cycle of latency.
+
+    `o` is the first register and no port depends on another combinationally: a full buffer takes a word again the
+    cycle after one has left.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Shape of a word.
+    depth : int
+        Number of words, 1 or more (2 or more to pass a word every cycle).
+
+    Members
+    -------
+    i : In(stream.Signature(shape)) ; o : Out(stream.Signature(shape))
+    """
+
+    def __init__(self, shape, *, depth: int) -> None:
+        if not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"depth must be 1 or more, not {depth!r}")
+        self.depth = depth
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        words = [Signal.like(self.i.payload, name=f"word{index}", reset_less=True) for index in range(self.depth)]
+        level, place = Signal(range(self.depth + 1)), Signal(range(self.depth + 1))
+        push, pop = Signal(), Signal()
+        m.d.comb += [
+            self.i.ready.eq(level != self.depth),
+            self.o.valid.eq(level != 0),
+            self.o.payload.eq(words[0]),
+            push.eq(self.i.valid & self.i.ready),
+            pop.eq(self.o.valid & self.o.ready),
+            place.eq(level - pop),
+        ]
+        m.d.sync += level.eq(level + push - pop)
+        for index, word in enumerate(words):
+            with m.If(push & (place == index)):
+                m.d.sync += word.eq(self.i.payload)
+            if index + 1 < self.depth:
+                with m.Elif(pop):
+                    m.d.sync += word.eq(words[index + 1])
+        return m

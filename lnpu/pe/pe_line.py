@@ -1,0 +1,68 @@
+"""The line of PEs in a core."""
+
+from amaranth.hdl import Cat, Module
+from amaranth.lib import data
+from amaranth.lib.wiring import In, Out
+
+from lnpu.formats import psum_layout
+from lnpu.hdl import Block, place
+from lnpu.pe.pe import Pe
+
+__all__ = ["PeLine"]
+
+
+class PeLine(Block):
+    """`lanes` PEs with one streamed operand and a dense operand and a sum each. Timing and arithmetic are those of `Pe`.
+
+    Parameters
+    ----------
+    lanes : int
+        Number of PEs.
+    acc_bits : int
+        Width of a sum.
+
+    Members
+    -------
+    enable : In(2)
+    pair : In(1)
+    a : In(ArrayLayout(16, 2))
+    load : In(1)
+        As in `Pe`, for all PEs.
+    b : In(ArrayLayout(ArrayLayout(16, lanes), 2))
+        b[i][n] is b[i] of PE n.
+    psum_i : In(ArrayLayout(psum_layout(acc_bits), lanes))
+    psum_o : Out(ArrayLayout(psum_layout(acc_bits), lanes))
+    """
+
+    def __init__(self, *, lanes: int, acc_bits: int = 97) -> None:
+        if lanes < 1:
+            raise ValueError(f"lanes must be at least 1, not {lanes!r}")
+        self.lanes, self.acc_bits = lanes, acc_bits
+        super().__init__({
+            "enable": In(2),
+            "pair": In(1),
+            "a": In(data.ArrayLayout(16, 2)),
+            "load": In(1),
+            "b": In(data.ArrayLayout(data.ArrayLayout(16, lanes), 2)),
+            "psum_i": In(data.ArrayLayout(psum_layout(acc_bits), lanes)),
+            "psum_o": Out(data.ArrayLayout(psum_layout(acc_bits), lanes)),
+        })
+
+    @property
+    def suffix(self) -> str:
+        return f"{self.lanes}x{self.acc_bits}"
+
+    def elaborate(self, platform):
+        m = Module()
+        for n in range(self.lanes):
+            pe = place(m, f"pe_{n}", Pe(acc_bits=self.acc_bits))
+            m.d.comb += [
+                pe.enable.eq(self.enable),
+                pe.pair.eq(self.pair),
+                pe.a.eq(self.a),
+                pe.load.eq(self.load),
+                pe.b.eq(Cat(self.b[0][n], self.b[1][n])),
+                pe.psum_i.eq(self.psum_i[n]),
+                self.psum_o[n].eq(pe.psum_o),
+            ]
+        return m

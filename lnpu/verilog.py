@@ -1,0 +1,184 @@
+"""The chip as Verilog: emission with a table of its ports, lint, and a check that it can be synthesised."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from amaranth.hdl import Shape
+from amaranth.lib.wiring import Out
+
+from lnpu.config import ChipConfig
+from lnpu.hdl import Block, emit_verilog
+from lnpu.toolchain import RTL, ToolError, verilator_environment
+
+__all__ = ["SynthesisError", "check_synthesis", "lint", "port_table", "write_verilog"]
+
+WAIVERS = RTL / "lint_waivers.vlt"
+
+_GROUPS = {
+    "control": "AXI4-Lite slave: registers",
+    "memory_read": "AXI4 master, reads",
+    "memory_write": "AXI4 master, writes",
+}
+_CHANNELS = {"aw": "write address", "w": "write data", "b": "write response", "ar": "read address", "r": "read data"}
+_FIELDS = {
+    "valid": "{} is valid",
+    "ready": "{} is accepted",
+    "addr": "byte address of the {}",
+    "len": "words in the burst, less one",
+    "size": "log2 of the bytes in a word",
+    "burst": "burst type, always INCR",
+    "id": "transaction identifier of the {}",
+    "cache": "memory type of the {}",
+    "prot": "protection of the {}",
+    "data": "{}",
+    "strb": "bytes of the write data to be written",
+    "last": "last word of the burst ({})",
+    "resp": "OKAY, SLVERR or DECERR ({})",
+}
+_SINGLE = {
+    "clk": "clock; everything happens at its rising edge",
+    "rst": "reset, synchronous, active high",
+    "interrupt": "level: a program has ended, and interrupts are enabled",
+}
+
+
+class SynthesisError(RuntimeError):
+    """Yosys refused the Verilog; the message ends with the end of its log."""
+
+
+def write_verilog(config: ChipConfig, directory: Path | None = None, *, top: Block | None = None) -> list[Path]:
+    """Write a chip's Verilog, its port table (`PORTS.md`) and a list of its files (`files.f`).
+
+    Parameters
+    ----------
+    config : ChipConfig
+        Configuration of the chip.
+    directory : Path or None
+        Where to (default: `rtl/<config.name>`).
+    top : Block or None
+        Write this block instead of `lnpu.chip.Chip(config=config)`.
+
+    Returns
+    -------
+    list of Path
+        The Verilog files, top module first, the SRAM model last.
+    """
+    if top is None:
+        from lnpu.chip import Chip
+
+        top = Chip(config=config)
+    directory = RTL / config.name if directory is None else Path(directory)
+    files = [*emit_verilog(top, directory), *sorted((RTL / "sram").glob("*.v"))]
+    (directory / "PORTS.md").write_text(port_table(top, config))
+    (directory / "files.f").write_text("".join(f"{os.path.relpath(path, directory)}\n" for path in files))
+    return files
+
+
+def port_table(top: Block, config: ChipConfig) -> str:
+    """Markdown table of the ports of `top`."""
+    ports: list[tuple[str, str, int, str]] = []
+    if not top.combinational:
+        ports += [(name, "input", 1, _SINGLE[name]) for name in ("clk", "rst")]
+    for path, member, _ in top.signature.flatten(top):
+        name = "__".join(map(str, path))
+        direction = "output" if member.flow is Out else "input"
+        ports.append((name, direction, Shape.cast(member.shape).width, _description(path)))
+    lines = [
+        f"# Ports of {top.module_name}, configuration {config.name}",
+        "",
+        *(f"- `{group}__*`: {text}" for group, text in _GROUPS.items() if any(group == p[0].split("__")[0] for p in ports)),
+        "",
+        "| port | direction | width | description |",
+        "|---|---|---|---|",
+        *(f"| `{name}` | {direction} | {width} | {text} |" for name, direction, width, text in ports),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _description(path: Sequence[str | int]) -> str:
+    name = str(path[-1])
+    if len(path) == 1 or path[0] not in _GROUPS:
+        return _SINGLE.get(name, "")
+    for channel in sorted(_CHANNELS, key=len, reverse=True):
+        field = name.removeprefix(channel)
+        if field != name and field in _FIELDS:
+            return _FIELDS[field].format(_CHANNELS[channel])
+    return ""
+
+
+def lint(files: Iterable[Path], *, top: str | None = None) -> list[str]:
+    """Run `verilator --lint-only -Wall` with the waivers in `rtl/lint_waivers.vlt`.
+
+    Parameters
+    ----------
+    files : iterable of Path
+        Verilog files of one design.
+    top : str or None
+        Its top module (default: the name of the first file).
+
+    Returns
+    -------
+    list of str
+        What it found, each with its source lines; empty if the design is clean.
+    """
+    sources = [Path(path) for path in files]
+    command = [
+        "verilator", "--lint-only", "-Wall", "-Wno-fatal", "--no-timing", "--top-module", top or sources[0].stem,
+        str(WAIVERS), *map(str, sources),
+    ]  # fmt: skip
+    result = subprocess.run(command, env=verilator_environment(), capture_output=True, text=True)
+    found = re.split(r"^(?=%(?:Warning|Error))", result.stderr, flags=re.MULTILINE)[1:]
+    if result.returncode and not found:
+        found = [result.stderr.strip() or f"verilator ended with {result.returncode}"]
+    return [item.rstrip() for item in found]
+
+
+def check_synthesis(files: Iterable[Path], *, top: str | None = None) -> list[str]:
+    """Let Yosys read a design and check that it is plain synchronous logic.
+
+    Every module has its definition (`hierarchy -check`), and after `proc` there is no latch, no net with several
+    drivers or none, and no combinational loop (`check -assert`).
+
+    Parameters
+    ----------
+    files : iterable of Path
+        Verilog files of one design.
+    top : str or None
+        Its top module (default: the name of the first file).
+
+    Returns
+    -------
+    list of str
+        Yosys' warnings.
+
+    Raises
+    ------
+    SynthesisError
+        If a check fails.
+    ToolError
+        If pyosys is not installed.
+    """
+    if importlib.util.find_spec("pyosys") is None:
+        raise ToolError("missing Python package: run `pip install pyosys==0.70`")
+    sources = [Path(path) for path in files]
+    passes = [
+        *(f'read_verilog -defer "{path}"' for path in sources),
+        f"hierarchy -check -top {top or sources[0].stem}",
+        "proc",
+        "select -assert-none t:$dlatch t:$adlatch t:$dlatchsr t:$_DLATCH_* t:$_DLATCHSR_*",
+        "flatten",
+        "check -assert",
+    ]
+    # An error ends the whole process, so it gets one of its own.
+    script = "import sys\nfrom pyosys import libyosys as ys\nd = ys.Design()\nfor p in sys.argv[1:]: ys.run_pass(p, d)"
+    result = subprocess.run([sys.executable, "-c", script, *passes], capture_output=True, text=True)
+    log = result.stdout + result.stderr
+    if result.returncode:
+        raise SynthesisError("Yosys refused the design:\n" + "\n".join(log.strip().splitlines()[-20:]))
+    return [line for line in log.splitlines() if line.startswith("Warning:")]

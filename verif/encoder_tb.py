@@ -1,0 +1,262 @@
+"""Encoder: blocks of every mode against a model of the memory format, with stalls; throughput; statistics."""
+
+from itertools import pairwise
+
+import cocotb
+import numpy as np
+from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.utils import get_sim_time
+
+from lnpu.config import BLOCK, ChipConfig
+from lnpu.fgmp.encoder import encoded_word, encoder_events
+from verif.agents import Sink, Source, start, unpack
+from verif.quantizer_tb import reference
+from verif.runner import parameters, rng
+
+HALF_LO, HALF_HI = 0x2000, 0x5C00  # 2^-7 to 256: these become FP8
+PERIOD = 10
+
+
+def encode_block(v: np.ndarray, policy: tuple[int, int, int, int]) -> bytes:
+    """The used bytes of the encoded block of 64 FP16 patterns (independent of the golden model)."""
+    codes, payload, value, _ = reference(v, *policy)
+    present = codes != 0
+    wide = codes[present] == 3
+    nonzero = 2 if not present.any() else 0 if present.all() else 1
+    precision = 0 if not wide.any() else 1 if wide.all() else 2
+    out = bytearray([nonzero | precision << 2 | 0xA0])
+    if nonzero == 1:
+        out += np.packbits(present, bitorder="little").tobytes()
+    if precision == 2:
+        out += np.packbits(wide, bitorder="little").tobytes()
+    for code, byte, half in zip(codes, payload, value, strict=True):
+        if code == 2:
+            out.append(int(byte))
+        elif code == 3:
+            out += int(half).to_bytes(2, "little")
+    return bytes(out) + bytes(-len(out) % 8)
+
+
+def make_block(random: np.random.Generator, zeros: float, wide: float) -> np.ndarray:
+    """64 FP16 patterns: zeros with a probability, of the others FP16 (under the mixed policy) with a probability."""
+    narrow = random.integers(HALF_LO, HALF_HI, BLOCK)
+    outside = random.integers(HALF_HI + 1, 0x7C00, BLOCK)
+    v = np.where(random.random(BLOCK) < wide, outside, narrow) | random.integers(0, 2, BLOCK) << 15
+    return np.where(random.random(BLOCK) < zeros, random.integers(0, 2, BLOCK) << 15, v).astype(np.uint16)
+
+
+def mixture(random: np.random.Generator, blocks: int) -> list[np.ndarray]:
+    """Blocks of every mode in random order, among them all-zero, all-dense and raw random patterns."""
+    made = []
+    for _ in range(blocks):
+        match int(random.integers(0, 7)):
+            case 0:
+                block = make_block(random, 1, 0)
+            case 1:
+                block = make_block(random, 0, random.choice([0, 1, 0.5, 0.02, 0.98]))
+            case 2:
+                block = random.integers(0, 1 << 16, BLOCK).astype(np.uint16)
+            case 3:  # one non-zero, or all but one
+                block = make_block(random, random.integers(0, 2), random.integers(0, 2))
+                block[random.integers(0, BLOCK)] = random.choice([0, 0x3C00, 0x7BFF])
+            case _:
+                block = make_block(random, random.random(), random.choice([0, 1, random.random()]))
+        made.append(block)
+    return made
+
+
+class Bench:
+    """The encoder with its agents; counts events and checks that waiting words stay."""
+
+    def __init__(self, dut, *, seed: int = 0, stall: tuple[float, float, float] = (0, 0, 0)) -> None:
+        chosen = parameters()
+        self.config = ChipConfig(beat=chosen["beat"], axi_bits=chosen["axi_bits"], lanes=16)
+        self.dut = dut
+        self.layout = encoded_word(self.config)
+        self.source = Source(dut, "i", seed=seed, stall=stall[0])
+        self.words = Sink(dut, "o", seed=seed + 1, stall=stall[1])
+        self.lengths = Sink(dut, "lengths", seed=seed + 2, stall=stall[2])
+        self.totals = dict.fromkeys(("zero", "underflow", "fp8", "fp16", "nonfinite"), 0)
+        self.beats = 0
+        cocotb.start_soon(self._watch())
+
+    async def _watch(self) -> None:
+        edge = RisingEdge(self.dut.clk)
+        layout = encoder_events(self.config)
+        waiting = None
+        while True:
+            await edge
+            if int(self.dut.rst.value):
+                continue
+            event = unpack(layout, int(self.dut.events.value))
+            for name, count in event.items():
+                self.totals[name] += count
+            elements = sum(count for name, count in event.items() if name != "nonfinite")
+            assert elements in (0, self.config.beat)
+            self.beats += elements != 0
+            word = int(self.dut.o__payload.value) if int(self.dut.o__valid.value) else None
+            assert waiting is None or word == waiting, "a waiting word changed"
+            waiting = None if int(self.dut.o__ready.value) else word
+
+    def policy(self, lo: int, hi: int, below: int, above: int) -> tuple[int, int, int, int]:
+        """Set the policy; the encoder must have taken its beats."""
+        self.dut.lo.value, self.dut.hi.value, self.dut.below.value, self.dut.above.value = lo, hi, below, above
+        return lo, hi, below, above
+
+    async def encode(self, blocks: list[np.ndarray], policy: tuple[int, int, int, int]) -> int:
+        """Send blocks, check what comes, return the cycles from the first beat to the last word."""
+        self.policy(*policy)
+        size = 2 * self.config.beat
+        raw = b"".join(block.tobytes() for block in blocks)
+        expected = [encode_block(block, policy) for block in blocks]
+        step = self.config.axi_bits // 8
+        counts = [-(-len(block) // step) for block in expected]
+        begin = get_sim_time("ns")
+        await self.source.put(int.from_bytes(raw[k : k + size], "little") for k in range(0, len(raw), size))
+        words = await self.words.get(sum(counts))
+        cycles = (get_sim_time("ns") - begin) / PERIOD
+        lengths = await self.lengths.get(len(blocks))
+        assert lengths == [len(block) // 8 for block in expected]
+        at = 0
+        for number, (block, count) in enumerate(zip(expected, counts, strict=True)):
+            got = [unpack(self.layout, word) for word in words[at : at + count]]
+            data = b"".join(word["data"].to_bytes(step, "little") for word in got)
+            assert data == block + bytes(count * step - len(block)), f"block {number}: {data.hex()} not {block.hex()}"
+            assert [word["first"] for word in got] == [1] + [0] * (count - 1), number
+            assert [word["last"] for word in got] == [0] * (count - 1) + [1], number
+            assert {word["length"] for word in got} == {len(block) // 8}, number
+            at += count
+        await ClockCycles(self.dut.clk, 20)
+        assert not self.words.words and not self.lengths.words, "more words than expected"
+        return int(cycles)
+
+
+MIXED = (HALF_LO, HALF_HI, 2, 0)
+POLICIES = [MIXED, (0, 0, 0, 0), (0, 0x7BFF, 0, 1), (HALF_LO, HALF_HI, 1, 0), (0x3000, 0x5000, 0, 1)]
+
+
+@cocotb.test()
+@cocotb.parametrize(stall=[(0, 0, 0), (0.5, 0, 0), (0, 0.6, 0), (0.3, 0.3, 0.9)])
+async def every_mode(dut, stall):
+    """Blocks of all modes back to back, with stalls on either side; statistics add up."""
+    random = rng(11)
+    bench = Bench(dut, seed=3, stall=stall)
+    await start(dut)
+    sums = dict.fromkeys(bench.totals, 0)
+    sent = 0
+    for policy in POLICIES:
+        blocks = mixture(random, 40)
+        await bench.encode(blocks, policy)
+        sent += len(blocks)
+        v = np.concatenate(blocks)
+        codes, _, _, underflow = reference(v, *policy)
+        sums["zero"] += int(((codes == 0) & ~underflow).sum())
+        sums["underflow"] += int(underflow.sum())
+        sums["fp8"] += int((codes == 2).sum())
+        sums["fp16"] += int((codes == 3).sum())
+        nonfinite = ((v & 0x7FFF) >= 0x7C00).reshape(-1, bench.config.beat).any(1)
+        sums["nonfinite"] += int(nonfinite.sum())
+    assert bench.totals == sums
+    assert bench.beats == sent * bench.config.block_beats
+
+
+@cocotb.test()
+async def every_count(dut):
+    """Every number of non-zeros, with every kind of precision mask: all lengths of the masks."""
+    random = rng(12)
+    bench = Bench(dut)
+    await start(dut)
+    blocks = []
+    for nonzeros in range(BLOCK + 1):
+        for wide in {0, 1, nonzeros // 2, max(nonzeros - 1, 0), nonzeros}:
+            block = make_block(random, 0, 0)
+            places = random.permutation(BLOCK)
+            block[places[:wide]] = 0x7800
+            block[places[nonzeros:]] = 0
+            blocks.append(block)
+    await bench.encode(blocks, MIXED)
+
+
+@cocotb.test()
+async def lengths_come_first(dut):
+    """A block's length is offered before its first word, and no more than a few blocks pass without taking it."""
+    random = rng(13)
+    bench = Bench(dut)
+    bench.lengths.stall = 1.0
+    await start(dut)
+    bench.policy(*MIXED)
+    size = 2 * bench.config.beat
+    raw = b"".join(block.tobytes() for block in mixture(random, 20))
+    cocotb.start_soon(
+        bench.source.put([int.from_bytes(raw[k : k + size], "little") for k in range(0, len(raw), size)])
+    )
+    while not int(dut.o__valid.value):
+        await RisingEdge(dut.clk)
+    assert int(dut.lengths__valid.value)
+    await ClockCycles(dut.clk, 1000)
+    finished = sum(unpack(bench.layout, word)["last"] for word in bench.words.words)
+    assert finished == 4, finished
+    bench.lengths.stall = 0.0
+    assert len(await bench.lengths.get(20)) == 20
+    await ClockCycles(dut.clk, 400)
+    assert sum(unpack(bench.layout, word)["last"] for word in bench.words.words) == 20
+
+
+MIXES = {  # zeros, FP16 among the others, policy
+    "empty": (1.0, 0.0, MIXED),
+    "dense fp8": (0.0, 0.0, MIXED),
+    "dense fp16": (0.0, 0.0, (0, 0, 0, 0)),
+    "half zero, fp8": (0.5, 0.0, MIXED),
+    "half zero, 10 % fp16": (0.5, 0.1, MIXED),
+    "dense, 10 % fp16": (0.0, 0.1, MIXED),
+    "dense, half fp16": (0.0, 0.5, MIXED),
+    "90 % zero, fp16": (0.9, 1.0, MIXED),
+}
+
+
+@cocotb.test()
+async def throughput(dut):
+    """A beat a cycle, or a word a cycle where that binds."""
+    random = rng(14)
+    bench = Bench(dut)
+    await start(dut)
+    step = bench.config.axi_bits // 8
+    for name, (zeros, wide, policy) in MIXES.items():
+        blocks = [make_block(random, zeros, wide) for _ in range(100)]
+        words = sum(-(-len(encode_block(block, policy)) // step) for block in blocks)
+        cycles = await bench.encode(blocks, policy)
+        beats = len(blocks) * bench.config.block_beats
+        print(
+            f"throughput {bench.config.beat}x{bench.config.axi_bits} {name}: {beats / cycles:.3f} beats/cycle, "
+            f"{words / cycles:.3f} words/cycle"
+        )
+        # Latency: ten cycles before the first word, and a block to fill.
+        assert cycles <= max(beats, words) + bench.config.block_beats + 20, name
+
+
+@cocotb.test()
+async def latency(dut):
+    """The first word comes seven cycles after a block's last beat."""
+    bench = Bench(dut)
+    await start(dut)
+    bench.policy(*MIXED)
+    block = make_block(rng(15), 0.3, 0.5).tobytes()
+    size = 2 * bench.config.beat
+    times = []
+
+    async def watch():
+        edge = RisingEdge(dut.clk)
+        while True:
+            await edge
+            if int(dut.i__valid.value) and int(dut.i__ready.value):
+                times.append(get_sim_time("ns"))
+
+    cocotb.start_soon(watch())
+    await bench.source.put([int.from_bytes(block[k : k + size], "little") for k in range(0, len(block), size)])
+    while not (int(dut.o__valid.value) and int(dut.o__ready.value)):
+        await RisingEdge(dut.clk)
+    cycles = (get_sim_time("ns") - times[-1]) / PERIOD
+    assert len(times) == bench.config.block_beats
+    assert all(b - a == PERIOD for a, b in pairwise(times))
+    print(f"latency {bench.config.beat}x{bench.config.axi_bits}: {cycles} cycles")
+    assert cycles == 7

@@ -1,0 +1,27 @@
+"""Vector memory and vector unit."""
+
+import pytest
+
+from lnpu.config import TINY
+from lnpu.vector.skid_buffer import SkidBuffer
+from lnpu.vector.vector_memory import VectorMemory
+from lnpu.vector.vector_unit import VectorUnit
+from verif.runner import run
+
+MEMORIES = {"power_of_two": {"vmem_rows": 256}, "odd": {"vmem_rows": 300, "beat": 8}}
+UNITS = {"beat4": {"sum_rows": 24}, "beat8": {"beat": 8, "sum_rows": 16, "acc_bits": 100}}
+
+
+@pytest.mark.parametrize("changes", MEMORIES.values(), ids=MEMORIES)
+def test_vector_memory(changes):
+    run(VectorMemory(config=TINY.replace(**changes)), "verif.vector_memory_tb", config=changes)
+
+
+@pytest.mark.parametrize("changes", UNITS.values(), ids=UNITS)
+def test_vector_unit(changes):
+    run(VectorUnit(config=TINY.replace(**changes)), "verif.vector_unit_tb", config=changes)
+
+
+def test_skid_buffer_width():
+    with pytest.raises(ValueError, match="width must be at least 1, not 0"):
+        SkidBuffer(width=0)

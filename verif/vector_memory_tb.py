@@ -1,0 +1,161 @@
+"""Testbench of the vector memory: every port is watched in every cycle against a model of rows, order and fairness."""
+
+import cocotb
+from cocotb.triggers import RisingEdge
+
+from lnpu.config import TINY
+from lnpu.interfaces import vmem_write
+from verif.agents import Source, pack, start
+from verif.runner import parameters, rng
+
+WRITES = ("write_load", "write_drain", "write_vector")
+READS = ("read_store", "read_vector")
+
+CONFIG = TINY.replace(**parameters()["config"])
+ROWS = CONFIG.vmem_rows
+LAYOUT = vmem_write(CONFIG)
+ROW_BITS = 32 * CONFIG.beat
+
+
+class Checker:
+    """Samples the ports at every clock edge and compares them with a model.
+
+    Attributes
+    ----------
+    counts : dict
+        Accesses taken, one entry a port.
+    """
+
+    def __init__(self, dut) -> None:
+        self.dut = dut
+        self.memory: dict[int, int] = {}
+        self.counts = dict.fromkeys(WRITES + READS, 0)
+        self.errors = 0
+        self.collisions = 0  # a read and a write of one row in one cycle
+        self.held = 0  # cycles in which a port's row was checked after another port had read
+        self.expected: dict[str, int | None] = dict.fromkeys(READS)
+        self._waiting = dict.fromkeys(WRITES + READS, 0)
+        self._handles = {
+            name: tuple(getattr(dut, f"{name}{middle}__{wire}") for wire in ("valid", "ready", "payload"))
+            for names, middle in ((WRITES, ""), (READS, "__request"))
+            for name in names
+        }
+        self._rows = {name: getattr(dut, f"{name}__row") for name in READS}
+        self._task = cocotb.start_soon(self._run())
+
+    def _served(self, names) -> tuple[str, int] | None:
+        """The port of `names` that is served in this cycle and its payload; checks that one is if any asks."""
+        served, asked = [], []
+        for name in names:
+            valid, ready, payload = self._handles[name]
+            if int(valid.value):
+                asked.append(name)
+                if int(ready.value):
+                    served.append((name, int(payload.value)))
+                    self.counts[name] += 1
+        assert len(served) == bool(asked), f"{[name for name, _ in served]} of {asked} served"
+        for name in asked:
+            self._waiting[name] = 0 if served[0][0] == name else self._waiting[name] + 1
+            assert self._waiting[name] < len(names), f"{name} starves"
+        return served[0] if served else None
+
+    async def _run(self) -> None:
+        edge = RisingEdge(self.dut.clk)
+        while True:
+            await edge
+            if int(self.dut.rst.value):
+                continue
+            for name, expected in self.expected.items():
+                if expected is not None:
+                    assert int(self._rows[name].value) == expected, f"row of {name}"
+                    self.held += 1
+            write, read = self._served(WRITES), self._served(READS)
+            error = False
+            if read is not None:
+                name, address = read
+                error |= address >= ROWS
+                self.expected[name] = self.memory.get(address)
+            if write is not None:
+                word = write[1]
+                address, row = word & 0xFFFF, word >> 16
+                error |= address >= ROWS
+                if address < ROWS:
+                    self.memory[address] = row
+                self.collisions += read is not None and read[1] == address
+            assert int(self.dut.error.value) == error
+            self.errors += error
+
+    def stop(self) -> None:
+        """Stop, and raise what the checker has found."""
+        if self._task.done():
+            self._task.result()
+        self._task.cancel()
+
+
+async def traffic(dut, *, stalls: dict[str, float], count: int, addresses) -> Checker:
+    """Random accesses on every port of `stalls`, `count` each, at addresses that `addresses()` draws."""
+    random = rng()
+    sources = {
+        name: Source(dut, name if name in WRITES else f"{name}__request", seed=i, stall=stalls.get(name, 1.0))
+        for i, name in enumerate(WRITES + READS)
+    }
+    await start(dut)
+    checker = Checker(dut)
+    tasks = []
+    for name in stalls:
+        if name in WRITES:
+            rows = [int.from_bytes(random.bytes(ROW_BITS // 8), "little") for _ in range(count)]
+            words = [row << 16 | addresses(random) for row in rows]
+            assert pack(LAYOUT, {"address": words[0] & 0xFFFF, "row": [0] * CONFIG.beat}) == words[0] & 0xFFFF
+        else:
+            words = [addresses(random) for _ in range(count)]
+        tasks.append(cocotb.start_soon(sources[name].put(words)))
+    for task in tasks:
+        await task
+    for _ in range(5):
+        await RisingEdge(dut.clk)
+    checker.stop()
+    return checker
+
+
+def few(random) -> int:
+    """An address among few, so that reads meet rows that have been written; the memory's ends are among them."""
+    return int(random.choice([0, 1, 2, 3, 5, 64, ROWS - 2, ROWS - 1]))
+
+
+def any_address(random) -> int:
+    """Mostly inside the memory, sometimes just beyond it or far out."""
+    if random.random() < 0.2:
+        return int(random.choice([ROWS, ROWS + 1, 0x8000, 0xFFFF]))
+    return few(random)
+
+
+@cocotb.test()
+async def random_traffic(dut):
+    """Every port at its own pace; data, order, hold of the rows, one access a cycle."""
+    stalls = dict(zip(WRITES + READS, (0.5, 0.7, 0.3, 0.6, 0.2), strict=True))
+    checker = await traffic(dut, stalls=stalls, count=600, addresses=few)
+    assert checker.collisions > 50
+    assert checker.held > 500
+
+
+@cocotb.test()
+async def rare_reads(dut):
+    """A port that seldom reads keeps its row while the other reads in every cycle."""
+    stalls = {"write_load": 0.5, "read_store": 0.0, "read_vector": 0.95}
+    await traffic(dut, stalls=stalls, count=300, addresses=few)
+
+
+@cocotb.test()
+async def saturated(dut):
+    """With every port asking in every cycle each has its share, exactly, and no cycle is lost."""
+    checker = await traffic(dut, stalls=dict.fromkeys(WRITES + READS, 0.0), count=200, addresses=few)
+    assert set(checker.counts.values()) == {200}
+
+
+@cocotb.test()
+async def outside(dut):
+    """Addresses beyond the last row: error in the cycle of the access, writes dropped, rows inside untouched."""
+    stalls = dict.fromkeys(WRITES + READS, 0.4)
+    checker = await traffic(dut, stalls=stalls, count=400, addresses=any_address)
+    assert checker.errors > 100
