@@ -1,6 +1,6 @@
 """Speed of the golden model's exact convolutions: prints billions of multiply-adds a second for each phase.
 
-    python benchmarks/golden_conv.py [batch]
+python benchmarks/golden_conv.py [batch]
 """
 
 import sys
@@ -38,7 +38,9 @@ def main(batch: int) -> None:
     total, seconds = 0.0, 0.0
     for name, channels, size, outputs, kernel, stride, padding in LAYERS:
         x = np.maximum(rng.normal(size=(batch, channels, size, size)), 0).astype(np.float16)
-        w = (rng.normal(size=(outputs, channels, kernel, kernel)) * (2 / channels / kernel**2) ** 0.5).astype(np.float16)
+        w = (rng.normal(size=(outputs, channels, kernel, kernel)) * (2 / channels / kernel**2) ** 0.5).astype(
+            np.float16
+        )
         out = golden.conv2d_output_shape(x.shape, w.shape, stride, padding)
         dy = golden.fgmp((rng.normal(size=out) * 1e-5).astype(np.float32), golden.Policy(scale=-14))
         macs = np.prod(out) * channels * kernel**2

@@ -158,7 +158,9 @@ class _Patches:
         window = self._window(array, images, rows)
         return window.reshape(-1, window.shape[3] * window.shape[4] * window.shape[5])
 
-    def chunks(self, with_bits: bool, size: int = _CHUNK) -> Iterator[tuple[slice, slice, NDArray[np.float64], NDArray[np.uint16] | None]]:
+    def chunks(
+        self, with_bits: bool, size: int = _CHUNK
+    ) -> Iterator[tuple[slice, slice, NDArray[np.float64], NDArray[np.uint16] | None]]:
         """Images, output rows, patches of them (as float64 and, on request, patterns).
 
         Chunks with part of the rows have one image.
@@ -240,7 +242,7 @@ def conv2d_input_grad_sums(
     flipped = w.bits.transpose(2, 3, 0, 1)  # [R, S, O, C]
 
     def phase(axis: int, first: int) -> tuple[int, int, int]:
-        """First tap, number of taps and offset q: pixel `first + stride i` meets dy[i + q - t] with tap first + stride t."""
+        """First tap, number of taps and offset q: pixel first + stride i meets dy[i + q - t] under tap number t."""
         tap = (first + paddings[axis]) % strides[axis]
         taps = len(range(tap, w.shape[2 + axis], strides[axis]))
         return tap, taps, (first + paddings[axis] - tap) // strides[axis]
@@ -272,8 +274,7 @@ def conv2d_weight_grad_sums(
     """
     (sh, sw), (ph, pw) = _pair("stride", stride, 1), _pair("padding", padding, 0)
     kernel = _pair("kernel_shape", kernel_shape, 1)
-    n, c, _, _ = x.shape
-    o = dy.shape[1]
+    c, o = x.shape[1], dy.shape[1]
     _check_gradient(dy, conv2d_output_shape(x.shape, (o, c, *kernel), stride, padding))
     patches = _Patches(StreamedTensor(_nhwc(x.bits)), kernel, (sh, sw), (dy.shape[2], dy.shape[3]), ph, pw)
     dense_bits, streamed = _nhwc(dy.bits), patches.x

@@ -140,9 +140,8 @@ class ExactSum:
 # Decoding to integers
 
 _MAGNITUDE = np.arange(1 << 15, dtype=np.int64)
-_FINITE = _MAGNITUDE < FP16.infinity
 _UNITS = np.where(
-    _FINITE,
+    FP16.max_pattern >= _MAGNITUDE,
     np.where(_MAGNITUDE < 1024, _MAGNITUDE, (1024 + (_MAGNITUDE & 1023)) << np.maximum((_MAGNITUDE >> 10) - 1, 0)),
     0,
 )
@@ -335,7 +334,7 @@ def accumulate_product(
 
 def _accumulate_special(out: ExactSum, a: _Indicators, b: _Indicators) -> None:
     some = np.float32(1) - a.zero
-    out.nan |= (a.nan.any(1)[:, None]) | (some @ b.nan > 0) | (a.infinite @ b.zero > 0)
+    out.nan |= (a.nan.sum(1, keepdims=True) > 0) | (some @ b.nan > 0) | (a.infinite @ b.zero > 0)
     pinf = a.positive_infinity @ b.positive + a.negative_infinity @ b.negative
     pinf += a.finite_positive @ b.positive_infinity + a.finite_negative @ b.negative_infinity
     ninf = a.positive_infinity @ b.negative + a.negative_infinity @ b.positive

@@ -90,7 +90,8 @@ class FormatInfo:
     @property
     def dtype(self) -> type[np.unsignedinteger]:
         """NumPy type of a pattern."""
-        return {8: np.uint8, 16: np.uint16, 32: np.uint32}[self.bits]
+        types: dict[int, type[np.unsignedinteger]] = {8: np.uint8, 16: np.uint16, 32: np.uint32}
+        return types[self.bits]
 
 
 FP16 = FormatInfo(name="FP16", exponent_bits=5, mantissa_bits=10, bias=15, has_infinity=True, nan=0x7E00)

@@ -172,7 +172,9 @@ def decode_block(raw: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     used = precisions & ((1 << count) - 1)
     end = position + count + used.bit_count()
     if len(raw) != end + -end % LENGTH_UNIT:
-        raise DecodeError(f"length must be {-(-end // LENGTH_UNIT)} units by its contents, not {len(raw) // LENGTH_UNIT}")
+        raise DecodeError(
+            f"length must be {-(-end // LENGTH_UNIT)} units by its contents, not {len(raw) // LENGTH_UNIT}"
+        )
     if precision_mode == _MIXED:
         if used != precisions:
             raise DecodeError("bits beyond the precision mask must be zero")

@@ -133,7 +133,8 @@ def lint(files: Iterable[Path], *, top: str | None = None) -> list[str]:
         str(WAIVERS), *map(str, sources),
     ]  # fmt: skip
     result = subprocess.run(command, env=verilator_environment(), capture_output=True, text=True)
-    found = re.split(r"^(?=%(?:Warning|Error))", result.stderr, flags=re.MULTILINE)[1:]
+    text = re.sub(r"^ +\.\.\. (For warning|Use \"/\*|See the manual).*\n", "", result.stderr, flags=re.MULTILINE)
+    found = re.split(r"^(?=%(?:Warning|Error))", text, flags=re.MULTILINE)[1:]
     if result.returncode and not found:
         found = [result.stderr.strip() or f"verilator ended with {result.returncode}"]
     return [item.rstrip() for item in found]

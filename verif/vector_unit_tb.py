@@ -454,9 +454,9 @@ async def long_sums(dut):
 async def dependent_commands(dut):
     """Commands queued back to back, each of which reads what the one before wrote."""
     random = rng()
-    for stall in (0.0, 0.4):
-        bench = Bench(dut, random, stall)
-        await bench.start()
+    bench = Bench(dut, random)
+    await bench.start()
+    for bench.stall in (0.0, 0.4):
         commands = []
         ops = [op for op in VectorOp if op not in (VectorOp.SUM, VectorOp.SUM_OUT)]
         for step in range(60):
@@ -479,7 +479,6 @@ async def dependent_commands(dut):
         await bench.idle()
         bench.compare(commands[-1])
         assert not bench.errors
-        bench._task.cancel()
 
 
 @cocotb.test()

@@ -480,7 +480,6 @@ class _Direct:
                             count,
                             initialise,
                         )
-            if groups:
                 initialise = False
         for m, (tile, place) in enumerate(zip(tiles, places, strict=True)):
             lines, pixels = inside[m]

@@ -216,16 +216,18 @@ class Counters(Block):
             old = Signal(COUNTER_BITS - shift, name=f"{name}_old")
             new = Signal.like(old, name=f"{name}_new")
             m.d.comb += new.eq(old + increment)
+            counts = []
             with m.Switch(kind):
                 for member in TensorKind:
                     label = f"{name}_{member.name.lower()}"
                     count = Signal.like(old, name=label)
+                    counts.append(count)
                     values[label] = Cat(Const(0, shift), count)
                     with m.Case(member.value):
                         m.d.comb += old.eq(count)
                         m.d.sync += count.eq(new)
             with m.If(self.clear):
-                m.d.sync += [values[f"{name}_{member.name.lower()}"][shift:].eq(0) for member in TensorKind]
+                m.d.sync += [count.eq(0) for count in counts]
 
         saved = {}
         for name in ("cycles", "write_beats", "write_bits_other"):

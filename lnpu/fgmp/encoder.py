@@ -14,6 +14,7 @@ from lnpu.config import BLOCK, ChipConfig
 from lnpu.fgmp.quantizer import Quantizer
 from lnpu.formats import F16_INF, LENGTH_UNIT, Code, NonzeroMode, PrecisionMode
 from lnpu.hdl import Block, Sram, place
+from lnpu.mem.fifo import RegisterFifo
 
 __all__ = ["BLOCKS_AHEAD", "Encoder", "encoded_word", "encoder_events"]
 
@@ -33,40 +34,6 @@ def encoder_events(config: ChipConfig) -> data.StructLayout:
     """What became of the elements of a beat: how many of each class (they add up to `beat`, or to 0: no beat)."""
     count = unsigned(config.beat.bit_length())
     return data.StructLayout({"zero": count, "underflow": count, "fp8": count, "fp16": count, "nonfinite": 1})
-
-
-class Queue(wiring.Component):
-    """A short queue of narrow words, in registers.
-
-    Members
-    -------
-    i : In(stream.Signature(width)); o : Out(stream.Signature(width))
-    """
-
-    def __init__(self, *, width: int, depth: int) -> None:
-        self._width, self._depth = width, depth
-        super().__init__({"i": In(stream.Signature(unsigned(width))), "o": Out(stream.Signature(unsigned(width)))})
-
-    def elaborate(self, platform):
-        m = Module()
-        words = [Signal(self._width, name=f"word{k}", reset_less=True) for k in range(self._depth)]
-        level = Signal(range(self._depth + 1))
-        push, pop = Signal(), Signal()
-        m.d.comb += [
-            self.i.ready.eq(level != self._depth),
-            self.o.valid.eq(level != 0),
-            self.o.payload.eq(words[0]),
-            push.eq(self.i.valid & self.i.ready),
-            pop.eq(self.o.valid & self.o.ready),
-        ]
-        m.d.sync += level.eq(level + push - pop)
-        for k, word in enumerate(words):
-            following = words[k + 1] if k + 1 < self._depth else word
-            with m.If(push & (level - pop == k)):
-                m.d.sync += word.eq(self.i.payload)
-            with m.Elif(pop):
-                m.d.sync += word.eq(following)
-        return m
 
 
 class SramQueue(wiring.Component):
@@ -209,7 +176,7 @@ class Encoder(Block):
             "length": 5,
         })
         m.submodules.metas = metas = SramQueue(width=meta_layout.size, depth=BLOCKS_AHEAD)
-        m.submodules.ahead = ahead = Queue(width=5, depth=BLOCKS_AHEAD)
+        m.submodules.ahead = ahead = RegisterFifo(unsigned(5), depth=BLOCKS_AHEAD)
 
         # 1: quantised.
         quantized_valid = Signal()

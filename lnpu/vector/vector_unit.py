@@ -249,7 +249,7 @@ class VectorUnit(Block):
             m.d.sync += [after.eq(before) for before, after in pairwise(beats)]
         with m.If(take & arrived_beat.valid):
             m.d.sync += [beats[0][flag].eq(arrived_beat[flag]) for flag in ("first", "end", "last")]
-        with m.If(start):  # results that were taken go on through the stages behind
+        with m.If(~self.busy):  # beats whose results were taken are on their way still: past this operation's stage
             m.d.sync += [beat.valid.eq(0) for beat in beats]
         result = Signal(BEAT)
         with m.Switch(command.op):

@@ -28,9 +28,3 @@ def test_axi_reader(name: str, clients: int) -> None:
 def test_axi_writer(name: str, clients: int) -> None:
     config = CONFIGS[name]
     run(AxiWriter(config=config, clients=clients), "verif.axi_writer_tb", config=asdict(config), clients=clients)
-
-
-@pytest.mark.parametrize("block", [AxiReader, AxiWriter])
-def test_number_of_clients(block: type) -> None:
-    with pytest.raises(ValueError, match="clients must be 1 or more, not 0"):
-        block(config=TINY, clients=0)

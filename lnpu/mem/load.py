@@ -1,0 +1,724 @@
+"""The LOAD unit: encoded tensors and FP32 words from memory to the cores' buffers and the vector memory."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In, Out
+
+from lnpu.config import BLOCK, ChipConfig
+from lnpu.ctrl.commands import LAYOUTS, Opcode, Target
+from lnpu.fgmp.decoder import Decoder
+from lnpu.formats import LENGTH_UNIT, SLOT_BYTES, Code
+from lnpu.fp.half import HalfToSingle
+from lnpu.hdl import Block, place
+from lnpu.interfaces import Error, buffer_write, command_stream, memory_read_signature, vmem_write
+from lnpu.mem.fifo import RegisterFifo
+
+__all__ = ["LoadUnit", "LoadWalker", "load_events", "load_pixel", "load_walk"]
+
+BLOCK_BITS = 33
+"""Bits of a block's number: 160 bytes times that covers 40 address bits. Block numbers are modulo 2^33."""
+
+MAX_LENGTH = 19
+"""Longest encoded block in units of 8 bytes."""
+
+ROW_BITS = 31
+"""Bits of a destination row before it is checked (signed)."""
+
+PENDING_BLOCKS, BLOCKS_IN_FLIGHT, TABLE_WORDS = 8, 16, 2
+"""Blocks whose length is being read; blocks requested and not yet decoded; words of lengths requested ahead."""
+
+RAW_ROWS = 2048
+"""Most vector-memory rows in one request of LOAD_RAW."""
+
+
+def load_events(config: ChipConfig) -> data.StructLayout:
+    """What LOAD reports to the counters each cycle.
+
+    `bits`: what the elements that went to their place in this cycle take in plain form (0 in most cycles): 16 for each
+    element of a beat of a pixel that is not padding, 32 for each FP32 word. Elements that were dropped because their
+    destination is out of range count too. `kind`: the command's tensor kind; to be ignored where `bits` is 0.
+    """
+    return data.StructLayout({"kind": 3, "bits": (32 * config.beat).bit_length()})
+
+
+def load_walk() -> data.StructLayout:
+    """Parameters of a `LoadWalker`: fields of LOAD, and products of them modulo 2^33.
+
+    `block`: line * line_blocks; `block_n`, `block_i`: the same of line_n and line_i. `within`: pixel * pixel_blocks +
+    pixel_block; `within_j`: pixel_j * pixel_blocks.
+    """
+    count = dict.fromkeys(("n_count", "i_count", "j_count", "i_first", "i_end", "j_first", "j_end"), 12)
+    return data.StructLayout(
+        count
+        | {"line": signed(25), "line_n": 16, "line_i": 8, "pixel": signed(16), "pixel_j": 8}
+        | dict.fromkeys(("block", "block_n", "block_i", "within", "within_j"), BLOCK_BITS)
+        | {"log2_block_pixels": 3, "channel": 5}
+        | {"dest": 16, "dest_n": signed(16), "dest_i": signed(16), "dest_j": signed(16)}
+    )
+
+
+def load_pixel(config: ChipConfig) -> data.StructLayout:
+    """A pixel of the walk.
+
+    `real`: it comes from memory, else it is padding, and `negative` tells if only because its line or its pixel is
+    below 0. `fresh`: its block is to be fetched for it (it is another block than that of the real pixel before it, or
+    one that has been read past `position`). `block`, `position`: number of its block, and its first beat there.
+    `row`: its destination. `last`: the last of the walk.
+    """
+    return data.StructLayout({
+        "real": 1, "negative": 1, "fresh": 1, "block": BLOCK_BITS, "position": config.block_beats.bit_length() - 1,
+        "row": signed(ROW_BITS), "last": 1,
+    })  # fmt: skip
+
+
+class LoadWalker(Block):
+    """Walks the pixels of a LOAD, one a cycle, three cycles of latency.
+
+    LOAD has two: one runs ahead and fetches blocks, the other follows the decoded beats. They see the same pixels.
+
+    Parameters
+    ----------
+    config : ChipConfig
+        Uses `beat`.
+    rows : bool
+        Whether `o.row` is needed (it is 0 otherwise).
+
+    Members
+    -------
+    start : In(1)
+        Begin the walk. Only while there is none.
+    walk : In(load_walk())
+        Constant from `start` until `last` has been taken.
+    o : Out(stream.Signature(load_pixel(config)))
+    """
+
+    def __init__(self, *, config: ChipConfig, rows: bool) -> None:
+        self.config, self.rows = config, rows
+        super().__init__({
+            "start": In(1), "walk": In(load_walk()), "o": Out(stream.Signature(load_pixel(config))),
+        })  # fmt: skip
+
+    @property
+    def suffix(self) -> str:
+        return f"{self.config.beat}_{'place' if self.rows else 'fetch'}"
+
+    def elaborate(self, platform):
+        m = Module()
+        walk = self.walk
+
+        # Counters, and what follows them with one addition a step.
+        n, i, j = Signal(12, reset_less=True), Signal(12, reset_less=True), Signal(12, reset_less=True)
+        j_last, i_last, n_last = Signal(), Signal(), Signal()
+        active, step = Signal(), Signal()
+        m.d.comb += [
+            j_last.eq(j + 1 == walk.j_count),
+            i_last.eq(i + 1 == walk.i_count),
+            n_last.eq(n + 1 == walk.n_count),
+        ]
+        with m.If(self.start):
+            m.d.sync += [active.eq(1), n.eq(0), i.eq(0), j.eq(0)]
+        with m.Elif(step):
+            m.d.sync += j.eq(j + 1)
+            with m.If(j_last):
+                m.d.sync += [j.eq(0), i.eq(i + 1)]
+                with m.If(i_last):
+                    m.d.sync += [i.eq(0), n.eq(n + 1)]
+                    with m.If(n_last):
+                        m.d.sync += active.eq(0)
+
+        def follow(name, shape, base, step_n, step_i, step_j):
+            """base + n * step_n + i * step_i + j * step_j; a step of None: 0."""
+            value = Signal(shape, name=name, reset_less=True)
+            of_i = Signal(shape, name=f"{name}_i", reset_less=True) if step_j is not None else value
+            of_n = Signal(shape, name=f"{name}_n", reset_less=True) if step_n is not None else None
+            with m.If(self.start):
+                m.d.sync += [signal.eq(base) for signal in (value, of_i, of_n) if signal is not None]
+            with m.Elif(step):
+                if step_j is not None:
+                    m.d.sync += value.eq(value + step_j)
+                with m.If(j_last):
+                    if step_i is None:
+                        m.d.sync += value.eq(of_i)
+                    else:
+                        m.d.sync += [value.eq(of_i + step_i), of_i.eq(of_i + step_i)]
+                        with m.If(i_last):
+                            m.d.sync += [signal.eq(of_n + step_n) for signal in (value, of_i, of_n)]
+            return value
+
+        line = follow("line", signed(30), walk.line, walk.line_n, walk.line_i, None)
+        block = follow("block", BLOCK_BITS, walk.block, walk.block_n, walk.block_i, None)
+        pixel = follow("pixel", signed(22), walk.pixel, None, None, walk.pixel_j)
+        within = follow("within", BLOCK_BITS, walk.within, None, None, walk.within_j)
+        row = Const(0, 1)
+        if self.rows:
+            row = follow("row", signed(ROW_BITS), walk.dest, walk.dest_n, walk.dest_i, walk.dest_j)
+
+        # Block and position of the pixel
+        found = Signal(load_pixel(self.config), reset_less=True)
+        found_valid, found_ready = Signal(), Signal()
+        inside, negative = Signal(), Signal()
+        m.d.comb += [
+            found_ready.eq(~found_valid | ~self.o.valid | self.o.ready),
+            step.eq(active & found_ready),
+            inside.eq((i >= walk.i_first) & (i < walk.i_end) & (j >= walk.j_first) & (j < walk.j_end)),
+            negative.eq((line < 0) | (pixel < 0)),
+        ]
+        with m.If(found_ready):
+            m.d.sync += [
+                found_valid.eq(active),
+                found.real.eq(inside & ~negative),
+                found.negative.eq(inside & negative),
+                found.row.eq(row),
+                found.last.eq(n_last & i_last & j_last),
+            ]
+            with m.Switch(walk.log2_block_pixels):
+                beats = len(found.position)
+                for log2 in range(beats + 1):
+                    with m.Case(log2):
+                        m.d.sync += [
+                            found.block.eq(block + (pixel[log2:] if log2 else within)),
+                            found.position.eq(Cat(Const(0, beats - log2), pixel[:log2]) + walk.channel),
+                        ]
+
+        # Whether its block is there already
+        held, held_block, held_position = Signal(), Signal(BLOCK_BITS, reset_less=True), Signal.like(found.position)
+        with m.If(self.start):
+            m.d.sync += held.eq(0)
+        with m.If(~self.o.valid | self.o.ready):
+            m.d.sync += [
+                self.o.valid.eq(found_valid),
+                self.o.payload.eq(found),
+                self.o.payload.fresh.eq(~held | (found.block != held_block) | (found.position <= held_position)),
+            ]
+            with m.If(found_valid & found.real):
+                m.d.sync += [held.eq(1), held_block.eq(found.block), held_position.eq(found.position)]
+        return m
+
+
+class LoadUnit(Block):
+    """Runs LOAD and LOAD_RAW (see `lnpu.ctrl.commands`, docs/architecture.md).
+
+    LOAD walks pixels n, i, j (j innermost): line = line + n * line_n + i * line_i, pixel = pixel + j * pixel_j. A
+    pixel with i outside [i_first, i_end) or j outside [j_first, j_end) is padding and not read: its beats have code
+    PADDING and value 0, in the vector memory the value of `fill`. Another one is at beats `(pixel mod 2^log2) * (64 >>
+    log2) / beat + channel` and on of its block. Real pixels that follow each other (whatever padding is between them)
+    share one fetch of a block as long as they come in increasing position.
+
+    Errors, each a pulse:
+
+    - FIELD: the command cannot run and has been dropped: an opcode other than LOAD and LOAD_RAW; a count or
+      `line_blocks` that is 0; channel_beats of 0 or channel + channel_beats beyond the pixel's part of a block; a part
+      smaller than a beat; pixel_block not below pixel_blocks (where pixels do not share blocks); target 3; |scale| > 64
+      (whatever the target); i_end > i_count, i_first > i_end or the same of j; `slots` or `table` not a multiple of 32;
+      for the cores' buffers: no core, one that there is not, `element` not a multiple of `beat`. LOAD_RAW: a count of
+      0, `address` or `pitch` not a multiple of the AXI width. Both: an address beyond `address_bits`.
+    - RANGE: a beat whose destination is outside its buffer, which is dropped; a pixel that is not padding but whose line
+      or number is negative, which is treated as padding.
+    - DECODE: a malformed block, or one with a length of 0 or more than 19 in the table, which is not read. It counts
+      as a block of zeros.
+
+    Errors of one kind that come at the same time as others may merge; `error` is NONE in the cycles between, and all
+    have been given when `busy` falls. Destination rows are exact integers (they do not wrap), block numbers are modulo
+    2^33. Neither the number of lines nor `line_blocks` bounds the pixels.
+
+    LOAD needs 8 cycles before it walks. In the steady state it is limited by the slowest of: memory; decoder (see
+    `Decoder`); placement, one beat a cycle, in which beats of a block that no pixel needs count too.
+
+    Parameters
+    ----------
+    config : ChipConfig
+
+    Members
+    -------
+    command : In(command_stream())
+        Ready while idle.
+    busy : Out(1)
+        From the cycle after a command has been taken until its last effect is done.
+    error : Out(Error)
+    table : Out(memory_read_signature(config))
+        Reads of the length table. Its data is always taken at once.
+    memory : Out(memory_read_signature(config))
+        Reads of blocks and FP32 words.
+    write : Out(buffer_write(config))
+    vmem : Out(stream.Signature(vmem_write(config)))
+    events : Out(load_events(config))
+    """
+
+    def __init__(self, *, config: ChipConfig) -> None:
+        self.config = config
+        super().__init__({
+            "command": In(command_stream()),
+            "busy": Out(1),
+            "error": Out(Error),
+            "table": Out(memory_read_signature(config)),
+            "memory": Out(memory_read_signature(config)),
+            "write": Out(buffer_write(config)),
+            "vmem": Out(stream.Signature(vmem_write(config))),
+            "events": Out(load_events(config)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        word = Signal(len(self.command.payload), name="command_word", reset_less=True)
+        load = data.View(LAYOUTS[Opcode.LOAD], word[: LAYOUTS[Opcode.LOAD].size])
+        raw = data.View(LAYOUTS[Opcode.LOAD_RAW], word[: LAYOUTS[Opcode.LOAD_RAW].size])
+        is_raw = Signal()
+        m.d.comb += is_raw.eq(load.opcode == Opcode.LOAD_RAW)
+
+        walk = Signal(load_walk())
+        start, start_raw = Signal(), Signal()
+        fetch_done, place_done, raw_done, writing = Signal(), Signal(), Signal(), Signal()
+        pending = Signal(data.StructLayout({"field": 1, "decode": 1, "range": 1}))
+        step = Signal(range(6))
+        valid_load, valid_raw = self._valid_load(m, load), self._valid_raw(m, raw)
+
+        with m.FSM(name="load"):
+            with m.State("idle"):
+                m.d.comb += self.command.ready.eq(1)
+                m.d.sync += word.eq(self.command.payload)
+                with m.If(self.command.valid):
+                    m.next = "check"
+            with m.State("check"):
+                m.d.comb += self.busy.eq(1)
+                m.d.sync += step.eq(0)
+                with m.If(is_raw & valid_raw):
+                    m.d.comb += start_raw.eq(1)
+                    m.next = "raw"
+                with m.Elif((load.opcode == Opcode.LOAD) & valid_load):
+                    m.next = "multiply"
+                with m.Else():
+                    m.d.sync += pending.field.eq(1)
+                    m.next = "finish"
+            with m.State("multiply"):
+                m.d.comb += self.busy.eq(1)
+                m.d.sync += step.eq(step + 1)
+                with m.If(step == 5):
+                    m.next = "start"
+            with m.State("start"):
+                m.d.comb += [self.busy.eq(1), start.eq(1)]
+                m.next = "walk"
+            with m.State("walk"):
+                m.d.comb += self.busy.eq(1)
+                with m.If(fetch_done & place_done & ~writing):
+                    m.next = "finish"
+            with m.State("raw"):
+                m.d.comb += self.busy.eq(1)
+                with m.If(raw_done & ~writing):
+                    m.next = "finish"
+            with m.State("finish"):
+                m.d.comb += self.busy.eq(1)
+                with m.If(~pending.as_value().any()):
+                    m.next = "idle"
+
+        self._products(m, load, step, walk)
+
+        # Errors: one a cycle
+        decode_error, range_error = Signal(), Signal()
+        m.d.sync += self.error.eq(Error.NONE)
+        with m.If(pending.field):
+            m.d.sync += [self.error.eq(Error.FIELD), pending.field.eq(0)]
+        with m.Elif(pending.decode):
+            m.d.sync += [self.error.eq(Error.DECODE), pending.decode.eq(0)]
+        with m.Elif(pending.range):
+            m.d.sync += [self.error.eq(Error.RANGE), pending.range.eq(0)]
+        with m.If(decode_error):
+            m.d.sync += pending.decode.eq(1)
+        with m.If(range_error):
+            m.d.sync += pending.range.eq(1)
+
+        # Requests and data of the two commands
+        decoder = place(m, "decoder", Decoder(config=config))
+        m.d.comb += decode_error.eq(decoder.error)
+        request = stream.Signature(self.memory.request.payload.shape()).create(path=("block_request",))
+        raw_request = stream.Signature(self.memory.request.payload.shape()).create(path=("raw_request",))
+        words = stream.Signature(self.memory.response.payload.shape()).create(path=("block_words",))
+        raw_words = stream.Signature(self.memory.response.payload.shape()).create(path=("raw_words",))
+        with m.If(is_raw):
+            m.d.comb += [
+                self.memory.request.payload.eq(raw_request.payload),
+                self.memory.request.valid.eq(raw_request.valid),
+                self.memory.response.ready.eq(raw_words.ready),
+            ]
+        with m.Else():
+            m.d.comb += [
+                self.memory.request.payload.eq(request.payload),
+                self.memory.request.valid.eq(request.valid),
+                self.memory.response.ready.eq(words.ready),
+            ]
+        m.d.comb += [
+            request.ready.eq(self.memory.request.ready & ~is_raw),
+            raw_request.ready.eq(self.memory.request.ready & is_raw),
+            words.payload.eq(self.memory.response.payload),
+            words.valid.eq(self.memory.response.valid & ~is_raw),
+            raw_words.payload.eq(self.memory.response.payload),
+            raw_words.valid.eq(self.memory.response.valid & is_raw),
+        ]
+        self._fetch(m, load, walk, start, fetch_done, request, words, decoder)
+        self._fetch_raw(m, raw, start_raw, raw_request)
+
+        # Writes of the two commands to the vector memory, out of one register
+        target = stream.Signature(data.StructLayout({
+            "address": signed(34), "row": vmem_write(config)["row"].shape,
+        }))  # fmt: skip
+        rows, raw_rows = target.create(path=("element_rows",)), target.create(path=("raw_rows",))
+        real_beat, range_place = Signal(), Signal()
+        placing = self._place(m, load, walk, start, place_done, decoder, rows, real_beat, range_place)
+        self._place_raw(m, raw, start_raw, raw_done, raw_words, raw_rows)
+        free, inside = Signal(), Signal()
+        chosen = Signal(target.members["payload"].shape, name="vmem_next")
+        offered = Signal()
+        m.d.comb += [
+            free.eq(~self.vmem.valid | self.vmem.ready),
+            rows.ready.eq(free),
+            raw_rows.ready.eq(free),
+            offered.eq(rows.valid | raw_rows.valid),
+            chosen.eq(Mux(is_raw, raw_rows.payload, rows.payload)),
+            inside.eq((chosen.address >= 0) & (chosen.address < config.vmem_rows)),
+            range_error.eq(range_place | (offered & free & ~inside)),
+            writing.eq(placing | self.vmem.valid | offered),
+        ]
+        with m.If(free):
+            m.d.sync += self.vmem.valid.eq(offered & inside)
+        with m.If(free & offered):
+            m.d.sync += [
+                self.vmem.payload.address.eq(chosen.address[:16]),
+                self.vmem.payload.row.eq(chosen.row),
+            ]
+
+        m.d.sync += [
+            self.events.kind.eq(Mux(is_raw, raw.kind, load.kind)),
+            self.events.bits.eq(
+                Mux(raw_rows.valid & free, 32 * config.beat, Mux(real_beat, 16 * config.beat, 0)),
+            ),
+        ]
+        return m
+
+    def _beyond(self, address):
+        """Whether a 40-bit address is one that the AXI port does not have."""
+        return address[self.config.address_bits :].any() if self.config.address_bits < 40 else Const(0, 1)
+
+    def _valid_load(self, m: Module, load):
+        config = self.config
+        part_bits = BLOCK.bit_length() - 1 - (config.beat.bit_length() - 1)  # log2 of the beats in a block
+        part = Signal(range(config.block_beats + 1), name="part_beats")
+        m.d.comb += part.eq(Mux(load.log2_block_pixels > part_bits, 0, config.block_beats >> load.log2_block_pixels))
+        cores = load.target != Target.VMEM
+        wrong = [
+            load.n_count == 0,
+            load.i_count == 0,
+            load.j_count == 0,
+            load.line_blocks == 0,
+            load.channel_beats == 0,
+            load.channel + load.channel_beats > part,
+            (load.log2_block_pixels == 0) & (load.pixel_block >= load.pixel_blocks),
+            load.target == 3,
+            (load.scale > 64) | (load.scale < -64),
+            (load.i_end > load.i_count) | (load.i_first > load.i_end),
+            (load.j_end > load.j_count) | (load.j_first > load.j_end),
+            load.slots[:5].any() | self._beyond(load.slots),
+            load.table[:5].any() | self._beyond(load.table),
+            cores & ((load.cores == 0) | load.cores[config.cores :].any()),
+            cores & load.element[: config.beat.bit_length() - 1].any(),
+        ]
+        valid = Signal(name="valid_load")
+        m.d.comb += valid.eq(~Cat(wrong).any())
+        return valid
+
+    def _valid_raw(self, m: Module, raw):
+        align = (self.config.axi_bits // 8).bit_length() - 1
+        wrong = [
+            raw.line_count == 0,
+            raw.line_rows == 0,
+            raw.address[:align].any() | self._beyond(raw.address),
+            raw.pitch[:align].any(),
+        ]
+        valid = Signal(name="valid_raw")
+        m.d.comb += valid.eq(~Cat(wrong).any())
+        return valid
+
+    def _products(self, m: Module, load, step, walk) -> None:
+        """Fill the walkers' parameters; the products one a cycle, out of one multiplier."""
+        for name, _ in load_walk():
+            if name in LAYOUTS[Opcode.LOAD].members:
+                m.d.comb += walk[name].eq(load[name])
+        factors = [
+            ("block", load.line, load.line_blocks),
+            ("block_n", load.line_n, load.line_blocks),
+            ("block_i", load.line_i, load.line_blocks),
+            ("within", load.pixel, load.pixel_blocks),
+            ("within_j", load.pixel_j, load.pixel_blocks),
+        ]
+        a, b = Signal(signed(25), name="factor_a"), Signal(16, name="factor_b")
+        product = Signal(signed(41), reset_less=True)
+        m.d.sync += product.eq(a * b)
+        for index, (name, first, second) in enumerate(factors):
+            with m.If(step == index):
+                m.d.comb += [a.eq(first), b.eq(second)]
+            held = Signal(BLOCK_BITS, name=f"product_{name}", reset_less=True)
+            with m.If(step == index + 1):
+                m.d.sync += held.eq(product + load.pixel_block if name == "within" else product)
+            m.d.comb += walk[name].eq(held)
+
+    def _fetch(self, m: Module, load, walk, start, done, request, words, decoder) -> None:
+        """Request lengths and blocks; bring the blocks' words to the decoder."""
+        config = self.config
+        word_bytes = config.axi_bits // 8
+        word_bits, unit_bits = word_bytes.bit_length() - 1, (word_bytes // LENGTH_UNIT).bit_length() - 1
+        walker = place(m, "fetch_walker", LoadWalker(config=config, rows=False))
+        pixel = walker.o.payload
+        m.d.comb += [walker.start.eq(start), walker.walk.eq(walk)]
+        with m.If(start):
+            m.d.sync += done.eq(0)
+        with m.Elif(walker.o.valid & walker.o.ready & pixel.last):
+            m.d.sync += done.eq(1)
+
+        # Words of the table. One is requested only when there is room for it: it must not block the memory's data.
+        m.submodules.pending_blocks = blocks = RegisterFifo(
+            data.StructLayout({"block": BLOCK_BITS, "next_word": 1}), depth=PENDING_BLOCKS
+        )
+        m.submodules.table_words = lengths = RegisterFifo(config.axi_bits, depth=TABLE_WORDS)
+        table_word, table_valid = Signal(BLOCK_BITS - word_bits, reset_less=True), Signal()
+        asked = Signal(range(TABLE_WORDS + 1), name="table_words_asked")
+        asking, table_address = Signal(name="table_asking"), Signal(config.address_bits, reset_less=True)
+        needed, same, possible, ask = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            needed.eq(walker.o.valid & pixel.real & pixel.fresh),
+            same.eq(table_valid & (pixel.block[word_bits:] == table_word)),
+            possible.eq(same | (~asking & (asked != TABLE_WORDS))),
+            blocks.i.valid.eq(needed & possible),
+            blocks.i.payload.block.eq(pixel.block),
+            blocks.i.payload.next_word.eq(~same),
+            walker.o.ready.eq(~needed | (possible & blocks.i.ready)),
+            ask.eq(blocks.i.valid & blocks.i.ready & ~same),
+            self.table.request.valid.eq(asking),
+            self.table.request.payload.address.eq(table_address),
+            self.table.request.payload.words.eq(1),
+            self.table.request.payload.kind.eq(load.kind),
+            lengths.i.valid.eq(self.table.response.valid),
+            lengths.i.payload.eq(self.table.response.payload.data),
+            self.table.response.ready.eq(lengths.i.ready),
+        ]
+        m.d.sync += asked.eq(asked + ask - (lengths.o.valid & lengths.o.ready))
+        with m.If(self.table.request.ready):
+            m.d.sync += asking.eq(0)
+        with m.If(ask):
+            m.d.sync += [
+                asking.eq(1),
+                table_address.eq(load.table + (pixel.block[word_bits:] << word_bits)),
+                table_word.eq(pixel.block[word_bits:]),
+                table_valid.eq(1),
+            ]
+        with m.If(start):
+            m.d.sync += table_valid.eq(0)
+
+        # Length of the block, and its request
+        current, current_next = Signal(config.axi_bits, reset_less=True), Signal()
+        block = blocks.o.payload
+        found, found_free = Signal(name="length_found"), Signal(name="length_free")
+        length, address = Signal(5, reset_less=True), Signal(config.address_bits, reset_less=True)
+        byte = Signal(8, name="length_byte")
+        m.submodules.blocks_in_flight = flying = RegisterFifo(5, depth=BLOCKS_IN_FLIGHT)
+        waits = Signal(name="length_waits")
+        m.d.comb += [
+            waits.eq(block.next_word & ~current_next),
+            lengths.o.ready.eq(blocks.o.valid & waits),
+            blocks.o.ready.eq(~waits & found_free),
+            byte.eq(current.word_select(block.block[:word_bits], 8)),
+            found_free.eq(~found | (flying.i.valid & flying.i.ready)),
+            request.valid.eq(found & (length != 0) & flying.i.ready),
+            request.payload.address.eq(address),
+            request.payload.words.eq((length + (word_bytes // LENGTH_UNIT - 1)) >> unit_bits),
+            request.payload.kind.eq(load.kind),
+            flying.i.valid.eq(found & ((length == 0) | request.ready)),
+            flying.i.payload.eq(length),
+        ]
+        with m.If(lengths.o.valid & lengths.o.ready):
+            m.d.sync += [current.eq(lengths.o.payload), current_next.eq(1)]
+        with m.If(found_free):
+            m.d.sync += found.eq(blocks.o.valid & ~waits)
+        with m.If(blocks.o.valid & blocks.o.ready):
+            assert SLOT_BYTES == 128 + 32
+            m.d.sync += [
+                current_next.eq(0),
+                length.eq(Mux(byte > MAX_LENGTH, 0, byte[:5])),
+                address.eq(load.slots + (block.block << 7) + (block.block << 5)),
+            ]
+
+        # A block with an impossible length is a word that no block begins with.
+        impossible = Signal()
+        m.d.comb += [
+            impossible.eq(flying.o.payload == 0),
+            decoder.i.valid.eq(flying.o.valid & (impossible | words.valid)),
+            decoder.i.payload.length.eq(flying.o.payload),
+            decoder.i.payload.data.eq(Mux(impossible, 0, words.payload.data)),
+            decoder.i.payload.last.eq(impossible | words.payload.last),
+            words.ready.eq(flying.o.valid & ~impossible & decoder.i.ready),
+            flying.o.ready.eq(decoder.i.valid & decoder.i.ready & decoder.i.payload.last),
+        ]
+
+    def _place(self, m: Module, load, walk, start, done, decoder, rows, real_beat, range_error):
+        """Bring beats to their places; returns whether one is on its way."""
+        config = self.config
+        beat_bits = config.beat.bit_length() - 1
+        walker = place(m, "place_walker", LoadWalker(config=config, rows=True))
+        pixel = walker.o.payload
+        m.d.comb += [walker.start.eq(start), walker.walk.eq(walk)]
+
+        # `at` is the next beat that the decoder gives. A block is taken to its end before the next is begun.
+        at, index = Signal(range(config.block_beats), name="block_beat"), Signal(5, name="pixel_beat")
+        walked, begun = Signal(), Signal()
+        behind, use, last, emit, pop = Signal(), Signal(), Signal(), Signal(), Signal()
+        out_valid, out_free = Signal(name="beat_valid"), Signal(name="beat_free")
+        m.d.comb += [
+            behind.eq(pixel.fresh & ~begun & (at != 0)),
+            use.eq(~behind & ((index != 0) | (at == pixel.position))),
+            last.eq(index + 1 == load.channel_beats),
+            done.eq(walked & (at == 0)),
+            pop.eq(decoder.o.valid & decoder.o.ready),
+            walker.o.ready.eq(emit & last),
+            real_beat.eq(emit & pixel.real),
+            range_error.eq(emit & last & pixel.negative),
+        ]
+        with m.If(walked & ~done):
+            m.d.comb += decoder.o.ready.eq(1)
+        with m.Elif(walker.o.valid & pixel.real):
+            m.d.comb += [decoder.o.ready.eq(~use | out_free), emit.eq(decoder.o.valid & use & out_free)]
+        with m.Elif(walker.o.valid):
+            m.d.comb += emit.eq(out_free)
+        with m.If(pop):
+            m.d.sync += at.eq(at + 1)
+        with m.If(emit & last):
+            m.d.sync += [index.eq(0), begun.eq(0)]
+            with m.If(pixel.last):
+                m.d.sync += walked.eq(1)
+        with m.Else():
+            with m.If(emit):
+                m.d.sync += index.eq(index + 1)
+            with m.If(pop & ~behind):
+                m.d.sync += begun.eq(1)
+        with m.If(start):
+            m.d.sync += walked.eq(0)
+
+        # The beat and where it goes: `row` is that of the pixel, `run` the index that runs over elements.
+        to_vmem = Signal()
+        row, run = Signal(signed(ROW_BITS + 1), reset_less=True), Signal(13, reset_less=True)
+        elements = Signal(self.write.beat.shape(), name="beat_elements", reset_less=True)
+        m.d.comb += [
+            to_vmem.eq(load.target == Target.VMEM),
+            out_free.eq(~out_valid | ~to_vmem | rows.ready),
+        ]
+        with m.If(out_free):
+            m.d.sync += out_valid.eq(emit)
+        with m.If(emit):
+            m.d.sync += [
+                row.eq(pixel.row + Mux(to_vmem, index, 0)),
+                run.eq(load.element + (index << beat_bits)),
+                elements.eq(decoder.o.payload),
+            ]
+            with m.If(~pixel.real):
+                for element in range(config.beat):
+                    m.d.sync += [
+                        elements.data[element].eq(Mux(to_vmem, load.fill, 0)),
+                        elements.code[element].eq(Code.PADDING),
+                    ]
+
+        # Sparse and dense buffers
+        high, low = Signal(signed(ROW_BITS + 1), name="write_row"), Signal(signed(ROW_BITS + 1), name="write_column")
+        dense, inside = Signal(), Signal(name="write_inside")
+        m.d.comb += [
+            dense.eq(load.target == Target.DENSE),
+            high.eq(Mux(load.transpose, run, row)),
+            low.eq(Mux(load.transpose, row, run)),
+            inside.eq(
+                (high >= 0) & (high < Mux(dense, config.dense_rows, config.rows))
+                & (low >= 0) & (low < Mux(dense, config.lanes, config.depth))
+            ),
+        ]  # fmt: skip
+        with m.If(out_valid & ~to_vmem & ~inside):
+            m.d.comb += range_error.eq(1)
+        m.d.sync += self.write.valid.eq(out_valid & ~to_vmem & inside)
+        with m.If(out_valid & ~to_vmem):
+            m.d.sync += [
+                self.write.cores.eq(load.cores[: config.cores]),
+                self.write.dense.eq(dense),
+                self.write.page.eq(load.page),
+                self.write.transpose.eq(load.transpose),
+                self.write.row.eq(high[:12]),
+                self.write.column.eq(low[:8]),
+                self.write.beat.eq(elements),
+            ]
+
+        # Vector memory
+        m.d.comb += [rows.valid.eq(out_valid & to_vmem), rows.payload.address.eq(row)]
+        for element in range(config.beat):
+            single = place(m, f"single{element}", HalfToSingle())
+            m.d.comb += [
+                single.i.eq(elements.data[element]),
+                single.scale.eq(load.scale),
+                rows.payload.row[element].eq(single.o),
+            ]
+        return out_valid
+
+    def _fetch_raw(self, m: Module, raw, start, request) -> None:
+        """Request the lines of LOAD_RAW, a long one in pieces."""
+        config = self.config
+        row_bytes = 4 * config.beat
+        lines, rows = Signal(16, name="raw_lines"), Signal(16, name="raw_rows_left", reset_less=True)
+        address = Signal(config.address_bits, name="raw_address", reset_less=True)
+        line_address = Signal(config.address_bits, name="raw_line_address", reset_less=True)
+        piece, last = Signal(range(RAW_ROWS + 1), name="raw_piece"), Signal(name="raw_piece_last")
+        m.d.comb += [
+            last.eq(rows <= RAW_ROWS),
+            piece.eq(Mux(last, rows, RAW_ROWS)),
+            request.valid.eq(lines != 0),
+            request.payload.address.eq(address),
+            request.payload.words.eq(piece * (row_bytes // (config.axi_bits // 8))),
+            request.payload.kind.eq(raw.kind),
+        ]
+        with m.If(start):
+            m.d.sync += [
+                lines.eq(raw.line_count), rows.eq(raw.line_rows), address.eq(raw.address), line_address.eq(raw.address),
+            ]  # fmt: skip
+        with m.Elif(request.valid & request.ready):
+            m.d.sync += [rows.eq(rows - piece), address.eq(address + piece * row_bytes)]
+            with m.If(last):
+                m.d.sync += [
+                    lines.eq(lines - 1),
+                    rows.eq(raw.line_rows),
+                    address.eq(line_address + raw.pitch),
+                    line_address.eq(line_address + raw.pitch),
+                ]
+
+    def _place_raw(self, m: Module, raw, start, done, words, rows) -> None:
+        """Gather words to rows of the vector memory."""
+        config = self.config
+        group = 32 * config.beat // config.axi_bits
+        line, row = Signal(16, name="raw_line"), Signal(16, name="raw_row")
+        base = Signal(signed(33), name="raw_line_base", reset_less=True)
+        m.d.comb += rows.payload.address.eq(base + row)
+        if group == 1:
+            m.d.comb += [
+                rows.valid.eq(words.valid), words.ready.eq(rows.ready), rows.payload.row.eq(words.payload.data),
+            ]  # fmt: skip
+        else:
+            slot = Signal(range(group), name="raw_slot")
+            early = Signal(config.axi_bits * (group - 1), name="raw_early_words", reset_less=True)
+            final = slot == group - 1
+            m.d.comb += [
+                rows.valid.eq(words.valid & final),
+                words.ready.eq(rows.ready | ~final),
+                rows.payload.row.eq(Cat(early, words.payload.data)),
+            ]
+            with m.If(words.valid & words.ready):
+                m.d.sync += slot.eq(Mux(final, 0, slot + 1))
+                with m.If(~final):
+                    m.d.sync += early.eq(Cat(early, words.payload.data)[config.axi_bits :])
+        with m.If(start):
+            m.d.sync += [line.eq(0), row.eq(0), base.eq(raw.vmem), done.eq(0)]
+        with m.Elif(rows.valid & rows.ready):
+            m.d.sync += row.eq(row + 1)
+            with m.If(row + 1 == raw.line_rows):
+                m.d.sync += [row.eq(0), base.eq(base + raw.vmem_line), line.eq(line + 1)]
+                with m.If(line + 1 == raw.line_count):
+                    m.d.sync += done.eq(1)

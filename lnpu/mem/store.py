@@ -1,0 +1,574 @@
+"""Moves rows of the vector memory to external memory, as encoded tensors (STORE) or as they are (STORE_RAW).
+
+A reader walks the rows; a writer walks the blocks, asks the memory for each, and gathers their lengths into words of
+the length table. The encoder is between them. The reader's first rows come while the writer still multiplies out where
+the first block is.
+"""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, enum
+from amaranth.lib.wiring import In, Out
+
+from lnpu.config import BLOCK, ChipConfig
+from lnpu.ctrl.commands import LAYOUTS, Opcode
+from lnpu.fgmp.encoder import Encoder
+from lnpu.formats import SLOT_BYTES
+from lnpu.fp.half import SingleToHalf
+from lnpu.hdl import Block, place
+from lnpu.interfaces import Error, command_stream, memory_write_signature, vmem_read_signature
+from lnpu.mem.fifo import RegisterFifo
+
+__all__ = ["StoreUnit", "store_events"]
+
+MAX_SCALE = 64
+RAW_ROWS = 4096
+"""Rows in a memory request of STORE_RAW at most (`words` of a request has 16 bits)."""
+
+
+class Job(enum.Enum, shape=2):
+    """What the next words on the way to memory are."""
+
+    BLOCK = 0
+    TABLE = 1
+    RAW = 2
+
+
+def store_events(config: ChipConfig) -> data.StructLayout:
+    """What STORE reports to the counters; to be added up in every cycle.
+
+    - `zero`, `underflow`, `fp8`, `fp16`: elements of a beat that were zero, became zero, or are kept in that precision.
+      They add up to 64 for each block: what fills the last block of a line counts as zero.
+    - `nonfinite`: an element was infinite or NaN after rounding to FP16.
+    - `plain_bits`: bits that a transfer of this `kind` takes in plain FP16: 1024 for a block, 32 for a raw word.
+    """
+    count = unsigned(config.beat.bit_length())
+    return data.StructLayout({
+        "zero": count,
+        "underflow": count,
+        "fp8": count,
+        "fp16": count,
+        "nonfinite": 1,
+        "plain_bits": 11,
+        "kind": 3,
+    })
+
+
+class StoreUnit(Block):
+    """STORE and STORE_RAW, see `lnpu/ctrl/commands.py`.
+
+    STORE cuts pixels (n, i, j) into blocks. With `log2_block_pixels` = k > 0, 2^k pixels of a line share a block; their
+    channels are (64 >> k) / `beat` rows each, and after the last j the block is filled with zeros. Otherwise the
+    command writes block `pixel_block` of the `pixel_blocks` blocks of each pixel, of 64 / `beat` rows. Rows are at
+    source + n * source_n + i * source_i + j * source_j + row, modulo 2^16; the vector memory reports those that it has
+    not. Every block is one memory request; of its last word only the used units of 8 bytes are strobed. Lengths of
+    blocks that follow one another and share a word of the length table go out together.
+
+    STORE_RAW writes rows vmem + l * vmem_line + r of line l to address + l * pitch. A row is one or more words.
+
+    A command that it cannot run writes nothing. `error` is then set for one cycle, while `busy` is still set:
+
+    - FIELD: a zero count (`n_count`, `i_count`, `j_count`, `line_blocks`, `line_count`, `line_rows`), lo > hi, below =
+      3, `slots` or `table` no multiple of 32, `address` or `pitch` no multiple of the AXI width, an address beyond
+      `address_bits`, (64 >> log2_block_pixels) < `beat`, `pixel` no multiple of the pixels that share a block,
+      pixel_block >= pixel_blocks (where pixels do not share blocks), |scale| > 64;
+    - RANGE (if it is not FIELD): `line` or `pixel` is negative;
+    - OPCODE: neither STORE nor STORE_RAW.
+
+    Addresses are modulo 2^address_bits. A row is read in every cycle where the memory takes the words.
+
+    Members
+    -------
+    command : In(command_stream())
+        Ready while the unit is idle.
+    busy : Out(1)
+        From the cycle after a command was taken until the memory has acknowledged everything.
+    error : Out(Error)
+    read : Out(vmem_read_signature(config))
+    memory : Out(memory_write_signature(config))
+    events : Out(store_events(config))
+    """
+
+    def __init__(self, *, config: ChipConfig) -> None:
+        self.config = config
+        super().__init__({
+            "command": In(command_stream()),
+            "busy": Out(1),
+            "error": Out(Error),
+            "read": Out(vmem_read_signature(config)),
+            "memory": Out(memory_write_signature(config)),
+            "events": Out(store_events(config)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        beat, address_bits = config.beat, config.address_bits
+        word_bytes = config.axi_bits // 8
+        word_bits = (word_bytes - 1).bit_length()
+        row_words = 4 * beat // word_bytes
+        encoder = place(m, "encoder", Encoder(config=config))
+
+        held = Signal(LAYOUTS[Opcode.STORE].size, reset_less=True)
+        store = data.View(LAYOUTS[Opcode.STORE], held)
+        raw = data.View(LAYOUTS[Opcode.STORE_RAW], held[: LAYOUTS[Opcode.STORE_RAW].size])
+        is_raw = Signal()
+        shared = Signal()  # pixels share blocks
+        m.d.comb += [
+            is_raw.eq(store.opcode == Opcode.STORE_RAW),
+            shared.eq(store.log2_block_pixels != 0),
+        ]
+
+        # What is wrong with a command.
+        bad_store, bad_raw, bad_range = Signal(), Signal(), Signal()
+        misplaced = Signal()
+        most = (BLOCK // beat).bit_length() - 1
+        with m.Switch(store.log2_block_pixels):
+            for k in range(1, most + 1):
+                with m.Case(k):
+                    m.d.comb += misplaced.eq(store.pixel[:k].any())
+            with m.Case(0):
+                m.d.comb += misplaced.eq(store.pixel_block >= store.pixel_blocks)
+            with m.Default():
+                m.d.comb += misplaced.eq(1)
+        m.d.comb += [
+            bad_store.eq(
+                (store.n_count == 0)
+                | (store.i_count == 0)
+                | (store.j_count == 0)
+                | (store.line_blocks == 0)
+                | (store.lo > store.hi)
+                | (store.below == 3)
+                | store.slots[:5].any()
+                | store.table[:5].any()
+                | store.slots[address_bits:].any()
+                | store.table[address_bits:].any()
+                | misplaced
+                | (store.scale > MAX_SCALE)
+                | (store.scale < -MAX_SCALE)
+            ),
+            bad_raw.eq(
+                (raw.line_count == 0)
+                | (raw.line_rows == 0)
+                | raw.address[:word_bits].any()
+                | raw.address[address_bits:].any()
+                | raw.pitch[:word_bits].any()
+            ),
+            bad_range.eq((store.line < 0) | (store.pixel < 0)),
+        ]
+
+        begin, written = Signal(), Signal()
+        problem = Signal(Error)
+        m.d.sync += self.error.eq(problem)
+        with m.FSM(name="command_state") as command_state:
+            with m.State("IDLE"):
+                m.d.comb += self.command.ready.eq(1)
+                with m.If(self.command.valid):
+                    m.d.sync += held.eq(self.command.payload)
+                    m.next = "CHECK"
+            with m.State("CHECK"):
+                with m.If(is_raw):
+                    m.d.comb += problem.eq(Mux(bad_raw, Error.FIELD, Error.NONE))
+                with m.Elif(store.opcode != Opcode.STORE):
+                    m.d.comb += problem.eq(Error.OPCODE)
+                with m.Elif(bad_store):
+                    m.d.comb += problem.eq(Error.FIELD)
+                with m.Elif(bad_range):
+                    m.d.comb += problem.eq(Error.RANGE)
+                m.d.comb += begin.eq(problem == Error.NONE)
+                m.next = "WRITE"
+                with m.If(~begin):
+                    m.next = "REJECT"
+            with m.State("REJECT"):
+                m.next = "IDLE"
+            with m.State("WRITE"):
+                with m.If(written):
+                    m.next = "ACKNOWLEDGE"
+            with m.State("ACKNOWLEDGE"):
+                with m.If(self.memory.idle):
+                    m.next = "IDLE"
+        m.d.comb += self.busy.eq(~command_state.ongoing("IDLE"))
+
+        row, row_valid, row_taken, row_loaded = self._reader(m, begin, store, raw, is_raw, most)
+
+        # Rows to the encoder.
+        half_valid, half_free = Signal(), Signal()
+        halves = Signal(data.ArrayLayout(16, beat), reset_less=True)
+        m.d.comb += half_free.eq(~half_valid | encoder.i.ready)
+        with m.If(half_free):
+            m.d.sync += half_valid.eq(row_valid & ~is_raw)
+        for e in range(beat):
+            half = place(m, f"half{e}", SingleToHalf())
+            m.d.comb += [half.i.eq(row[e]), half.scale.eq(store.scale), half.saturate.eq(store.saturate)]
+            with m.If(half_free):
+                m.d.sync += halves[e].eq(half.o)
+        m.d.comb += [
+            encoder.i.payload.eq(halves),
+            encoder.i.valid.eq(half_valid),
+            encoder.lo.eq(store.lo),
+            encoder.hi.eq(store.hi),
+            encoder.below.eq(store.below),
+            encoder.above.eq(store.above),
+        ]
+
+        # Words to memory: `jobs` says what to send for the requests that were taken.
+        m.submodules.jobs = jobs = RegisterFifo(data.StructLayout({"job": Job, "rows": 13}), depth=4)
+        table_word = Signal(data.StructLayout({"data": config.axi_bits, "strobe": word_bytes}), reset_less=True)
+        table_waits = Signal()
+        port = self.memory.data
+        job = jobs.o.payload
+        part = Signal(range(max(row_words, 2)))
+        rows_sent = Signal(13)
+        raw_taken = Signal()
+        sent = Signal()
+        m.d.comb += [
+            row_taken.eq(Mux(is_raw, raw_taken, half_free)),
+            sent.eq(port.valid & port.ready),
+        ]
+        units = word_bytes // 8
+        block_strobe = Signal(word_bytes)
+        used = encoder.o.payload.length[: units.bit_length() - 1] if units > 1 else None
+        m.d.comb += block_strobe.eq((1 << word_bytes) - 1)
+        if units > 1:
+            with m.If(encoder.o.payload.last):
+                for unit in range(1, units):
+                    m.d.comb += block_strobe[8 * unit : 8 * unit + 8].eq(Mux((used == 0) | (used > unit), 0xFF, 0))
+        with m.If(jobs.o.valid):
+            with m.Switch(job.job):
+                with m.Case(Job.BLOCK):
+                    m.d.comb += [
+                        port.valid.eq(encoder.o.valid),
+                        port.payload.data.eq(encoder.o.payload.data),
+                        port.payload.strobe.eq(block_strobe),
+                        encoder.o.ready.eq(port.ready),
+                        jobs.o.ready.eq(sent & encoder.o.payload.last),
+                    ]
+                with m.Case(Job.TABLE):
+                    m.d.comb += [port.valid.eq(1), port.payload.eq(table_word), jobs.o.ready.eq(sent)]
+                    with m.If(sent):
+                        m.d.sync += table_waits.eq(0)
+                with m.Default():
+                    m.d.comb += [
+                        port.valid.eq(row_valid),
+                        port.payload.data.eq(row.as_value().word_select(part, config.axi_bits)),
+                        port.payload.strobe.eq((1 << word_bytes) - 1),
+                        raw_taken.eq(sent & (part == row_words - 1)),
+                        jobs.o.ready.eq(raw_taken & (rows_sent == job.rows - 1)),
+                    ]
+                    with m.If(sent):
+                        m.d.sync += part.eq(Mux(raw_taken, 0, part + 1))
+                    with m.If(raw_taken):
+                        m.d.sync += rows_sent.eq(Mux(jobs.o.ready, 0, rows_sent + 1))
+
+        block_asked = self._writer(m, encoder, jobs, table_word, table_waits, begin, written, store, raw, is_raw, shared)
+
+        m.d.comb += [self.events[name].eq(encoder.events[name]) for name in ("zero", "underflow", "fp8", "fp16", "nonfinite")]
+        m.d.comb += self.events.kind.eq(Mux(is_raw, raw.kind, store.kind))
+        m.d.sync += self.events.plain_bits.eq(
+            Mux(block_asked, 16 * BLOCK, 0) | Mux(row_loaded & is_raw, 32 * beat, 0)
+        )
+        return m
+
+    def _reader(self, m, begin, store, raw, is_raw, most):
+        """Walk the rows: the registers of the walk are the next request; a row is fetched and then held in `row`."""
+        beat = self.config.beat
+        active = Signal()
+        address, address_j, address_i, address_n = (
+            Signal(16, name=f"read_address{loop}", reset_less=True) for loop in ("", "_j", "_i", "_n")
+        )
+        rows_left = Signal(range(BLOCK // beat), reset_less=True)  # of this pixel, after this row
+        group_left = Signal(range(BLOCK // beat), reset_less=True)  # pixels of this block, after this one
+        j_left = Signal(16, reset_less=True)  # with this one; 0: a pixel that fills the block
+        i_left = Signal(12, reset_less=True)
+        n_left = Signal(16, reset_less=True)
+        pixel_rows, group_pixels = Signal.like(rows_left), Signal.like(group_left)  # less 1
+        base, stride_n, stride_i, stride_j = Signal(16), Signal(signed(16)), Signal(signed(16)), Signal(signed(16))
+        j_count, i_count = Signal(16), Signal(12)
+        fills, step = Signal(), Signal()
+        with m.If(is_raw):
+            m.d.comb += [
+                base.eq(raw.vmem),
+                stride_n.eq(raw.vmem_line),
+                stride_j.eq(1),
+                j_count.eq(raw.line_rows),
+                i_count.eq(1),
+            ]
+        with m.Else():
+            m.d.comb += [
+                base.eq(store.source),
+                stride_n.eq(store.source_n),
+                stride_i.eq(store.source_i),
+                stride_j.eq(store.source_j),
+                j_count.eq(store.j_count),
+                i_count.eq(store.i_count),
+            ]
+            with m.Switch(store.log2_block_pixels):
+                for k in range(most + 1):
+                    with m.Case(k):
+                        m.d.comb += [pixel_rows.eq((BLOCK // beat >> k) - 1), group_pixels.eq((1 << k) - 1)]
+        next_n, next_i, next_j = (Signal(16, name=f"next_{loop}") for loop in "nij")
+        m.d.comb += [
+            fills.eq(j_left == 0),
+            next_n.eq(address_n + stride_n),
+            next_i.eq(address_i + stride_i),
+            next_j.eq(address_j + stride_j),
+        ]
+        with m.If(begin):
+            m.d.sync += [
+                active.eq(1),
+                address.eq(base),
+                address_j.eq(base),
+                address_i.eq(base),
+                address_n.eq(base),
+                rows_left.eq(pixel_rows),
+                group_left.eq(group_pixels),
+                j_left.eq(j_count),
+                i_left.eq(i_count),
+                n_left.eq(Mux(is_raw, raw.line_count, store.n_count)),
+            ]
+        with m.Elif(step):
+            with m.If(rows_left != 0):
+                m.d.sync += [rows_left.eq(rows_left - 1), address.eq(address + 1)]
+            with m.Else():
+                m.d.sync += rows_left.eq(pixel_rows)
+                with m.If((j_left > 1) | (group_left != 0)):
+                    m.d.sync += [
+                        address.eq(next_j),
+                        address_j.eq(next_j),
+                        j_left.eq(Mux(fills, 0, j_left - 1)),
+                        group_left.eq(Mux(group_left == 0, group_pixels, group_left - 1)),
+                    ]
+                with m.Else():
+                    m.d.sync += [j_left.eq(j_count), group_left.eq(group_pixels)]
+                    with m.If(i_left != 1):
+                        m.d.sync += [
+                            i_left.eq(i_left - 1),
+                            address.eq(next_i),
+                            address_j.eq(next_i),
+                            address_i.eq(next_i),
+                        ]
+                    with m.Else():
+                        m.d.sync += [
+                            i_left.eq(i_count),
+                            n_left.eq(n_left - 1),
+                            address.eq(next_n),
+                            address_j.eq(next_n),
+                            address_i.eq(next_n),
+                            address_n.eq(next_n),
+                        ]
+                        with m.If(n_left == 1):
+                            m.d.sync += active.eq(0)
+
+        row = Signal(data.ArrayLayout(32, beat), reset_less=True)
+        row_valid, row_taken, row_loaded = Signal(), Signal(), Signal()
+        pending, pending_fills = Signal(), Signal(reset_less=True)  # a row is at the port of the vector memory
+        room = Signal()
+        m.d.comb += [
+            row_loaded.eq(pending & (~row_valid | row_taken)),
+            room.eq(~pending | row_loaded),
+            self.read.request.valid.eq(active & ~fills & room),
+            self.read.request.payload.eq(address),
+            step.eq(active & room & (fills | self.read.request.ready)),
+        ]
+        with m.If(room):
+            m.d.sync += [pending.eq(step), pending_fills.eq(fills)]
+        with m.If(row_loaded):
+            m.d.sync += [row.eq(Mux(pending_fills, 0, self.read.row.as_value())), row_valid.eq(1)]
+        with m.Elif(row_taken):
+            m.d.sync += row_valid.eq(0)
+        return row, row_valid, row_taken, row_loaded
+
+    def _writer(self, m, encoder, jobs, table_word, table_waits, begin, written, store, raw, is_raw, shared):
+        """Walk the blocks (or raw lines) and ask the memory for each; returns the pulse of a block's request."""
+        config = self.config
+        address_bits = config.address_bits
+        word_bytes = config.axi_bits // 8
+        word_bits = (word_bytes - 1).bit_length()
+        row_bytes = 4 * config.beat
+
+        # Blocks: index, and that of the first block of this i, of this n.
+        index, index_i, index_n = (Signal(address_bits, name=f"block{loop}", reset_less=True) for loop in ("", "_i", "_n"))
+        line_step_n, line_step_i = (Signal(32, name=f"blocks_{loop}", reset_less=True) for loop in "ni")
+        pixel_start = Signal(24, reset_less=True)
+        factor, pixel_factor = Signal(16, reset_less=True), Signal(16, reset_less=True)
+        bit = Signal(4)
+        block_step = Signal(8)
+        pixels_left, i_left, n_left = (Signal(12, name=f"{what}_left", reset_less=True) for what in ("pixels", "lines", "n"))
+        block_pixels = Signal(12)
+        final = Signal(reset_less=True)
+        m.d.comb += [
+            block_step.eq(Mux(shared, 1, store.pixel_blocks)),
+            block_pixels.eq(1 << store.log2_block_pixels),
+        ]
+
+        offset = Signal(address_bits, reset_less=True)  # of the slot
+        table_address, slot_address = Signal(address_bits, reset_less=True), Signal(address_bits, reset_less=True)
+        length = Signal(5, reset_less=True)
+        gathering = Signal()
+        gathered_at = Signal(address_bits - word_bits, reset_less=True)
+        gathered, strobe = Signal(config.axi_bits, reset_less=True), Signal(word_bytes, reset_less=True)
+
+        def gather(fresh):
+            """Put the length into the table word, which is a new one if `fresh`."""
+            m.d.sync += [gathering.eq(1), gathered_at.eq(table_address[word_bits:])]
+            for b in range(word_bytes):
+                with m.If(table_address[:word_bits] == b):
+                    m.d.sync += [gathered[8 * b : 8 * b + 8].eq(length), strobe[b].eq(1)]
+                with m.Elif(fresh):
+                    m.d.sync += [gathered[8 * b : 8 * b + 8].eq(0), strobe[b].eq(0)]
+
+        # Raw lines.
+        raw_line, raw_address = Signal(address_bits, reset_less=True), Signal(address_bits, reset_less=True)
+        raw_rows, raw_lines = Signal(16, reset_less=True), Signal(16, reset_less=True)
+        chunk = Signal(13)
+        m.d.comb += chunk.eq(Mux(raw_rows > RAW_ROWS, RAW_ROWS, raw_rows))
+
+        request = self.memory.request
+        asked, block_asked = Signal(), Signal()
+        wanted = Signal()
+        m.d.comb += [
+            request.valid.eq(wanted & jobs.i.ready),
+            asked.eq(request.valid & request.ready),
+            jobs.i.valid.eq(asked),
+            jobs.i.payload.rows.eq(chunk),
+            request.payload.kind.eq(Mux(is_raw, raw.kind, store.kind)),
+        ]
+
+        def ask_table():
+            """Ask to write the table word, which then waits for its turn; returns that this was done."""
+            m.d.comb += [
+                wanted.eq(~table_waits),
+                request.payload.address.eq(gathered_at << word_bits),
+                request.payload.words.eq(1),
+                jobs.i.payload.job.eq(Job.TABLE),
+            ]
+            with m.If(asked):
+                m.d.sync += [table_waits.eq(1), table_word.data.eq(gathered), table_word.strobe.eq(strobe)]
+            return asked
+
+        with m.FSM(name="writer_state"):
+            with m.State("IDLE"):
+                with m.If(begin & is_raw):
+                    m.d.sync += [
+                        raw_line.eq(raw.address),
+                        raw_address.eq(raw.address),
+                        raw_rows.eq(raw.line_rows),
+                        raw_lines.eq(raw.line_count),
+                    ]
+                    m.next = "RAW"
+                with m.Elif(begin):
+                    m.d.sync += [
+                        index_n.eq(0),
+                        line_step_n.eq(0),
+                        line_step_i.eq(0),
+                        pixel_start.eq(0),
+                        factor.eq(store.line_blocks),
+                        pixel_factor.eq(store.pixel_blocks),
+                        pixels_left.eq(store.j_count),
+                        i_left.eq(store.i_count),
+                        n_left.eq(store.n_count),
+                    ]
+                    m.next = "MULTIPLY"
+            with m.State("MULTIPLY"):
+                # By the factors' bits from the highest down.
+                m.d.sync += [
+                    index_n.eq((index_n << 1) + Mux(factor[15], store.line.as_unsigned(), 0)),
+                    line_step_n.eq((line_step_n << 1) + Mux(factor[15], store.line_n, 0)),
+                    line_step_i.eq((line_step_i << 1) + Mux(factor[15], store.line_i, 0)),
+                    pixel_start.eq((pixel_start << 1) + Mux(pixel_factor[15], store.pixel.as_unsigned(), 0)),
+                    factor.eq(factor << 1),
+                    pixel_factor.eq(pixel_factor << 1),
+                    bit.eq(bit + 1),
+                ]
+                with m.If(bit == 15):
+                    m.next = "PIXEL"
+            with m.State("PIXEL"):
+                m.d.sync += pixel_start.eq(
+                    Mux(shared, store.pixel.as_unsigned() >> store.log2_block_pixels, pixel_start + store.pixel_block)
+                )
+                m.next = "FIRST"
+            with m.State("FIRST"):
+                first = index_n + pixel_start
+                m.d.sync += [index.eq(first), index_i.eq(first), index_n.eq(first)]
+                m.next = "NEXT"
+            with m.State("NEXT"):
+                m.d.comb += encoder.lengths.ready.eq(1)
+                with m.If(encoder.lengths.valid):
+                    m.d.sync += [
+                        length.eq(encoder.lengths.payload),
+                        offset.eq((index << 7) + (index << 5)),
+                        table_address.eq(store.table + index),
+                        final.eq(0),
+                    ]
+                    with m.If(pixels_left > block_pixels):
+                        m.d.sync += [pixels_left.eq(pixels_left - block_pixels), index.eq(index + block_step)]
+                    with m.Else():
+                        m.d.sync += pixels_left.eq(store.j_count)
+                        with m.If(i_left != 1):
+                            following = index_i + line_step_i
+                            m.d.sync += [i_left.eq(i_left - 1), index.eq(following), index_i.eq(following)]
+                        with m.Else():
+                            following = index_n + line_step_n
+                            m.d.sync += [
+                                i_left.eq(store.i_count),
+                                n_left.eq(n_left - 1),
+                                index.eq(following),
+                                index_i.eq(following),
+                                index_n.eq(following),
+                                final.eq(n_left == 1),
+                            ]
+                    m.next = "PLACE"
+            with m.State("PLACE"):
+                m.d.sync += slot_address.eq(store.slots + offset)
+                with m.If(gathering & (gathered_at != table_address[word_bits:])):
+                    m.next = "TABLE"
+                with m.Else():
+                    gather(~gathering)
+                    m.next = "BLOCK"
+            with m.State("TABLE"):
+                with m.If(ask_table()):
+                    gather(1)
+                    m.next = "BLOCK"
+            with m.State("BLOCK"):
+                m.d.comb += [
+                    wanted.eq(1),
+                    block_asked.eq(asked),
+                    request.payload.address.eq(slot_address),
+                    request.payload.words.eq((length + (word_bytes // 8 - 1)) >> (word_bits - 3)),
+                    jobs.i.payload.job.eq(Job.BLOCK),
+                ]
+                with m.If(asked):
+                    m.next = "NEXT"
+                    with m.If(final):
+                        m.next = "LAST_TABLE"
+            with m.State("LAST_TABLE"):
+                with m.If(ask_table()):
+                    m.d.sync += gathering.eq(0)
+                    m.next = "SEND"
+            with m.State("RAW"):
+                m.d.comb += [
+                    wanted.eq(1),
+                    request.payload.address.eq(raw_address),
+                    request.payload.words.eq(chunk * (row_bytes // word_bytes)),
+                    jobs.i.payload.job.eq(Job.RAW),
+                ]
+                with m.If(asked):
+                    with m.If(raw_rows != chunk):
+                        m.d.sync += [raw_rows.eq(raw_rows - chunk), raw_address.eq(raw_address + chunk * row_bytes)]
+                    with m.Else():
+                        following = raw_line + raw.pitch
+                        m.d.sync += [
+                            raw_rows.eq(raw.line_rows),
+                            raw_lines.eq(raw_lines - 1),
+                            raw_line.eq(following),
+                            raw_address.eq(following),
+                        ]
+                        with m.If(raw_lines == 1):
+                            m.next = "SEND"
+            with m.State("SEND"):
+                with m.If(~jobs.o.valid):
+                    m.d.comb += written.eq(1)
+                    m.next = "IDLE"
+        return block_asked
+
+
+assert SLOT_BYTES == (1 << 7) + (1 << 5)

@@ -1,0 +1,47 @@
+"""Testbench of `PeLine`: every PE has its own dense operands and sum, and shares the rest."""
+
+import cocotb
+from cocotb.triggers import RisingEdge
+
+from verif.agents import start
+from verif.pe_tb import FP8, Psum, random_fp16, random_start
+from verif.runner import parameters, rng
+
+
+@cocotb.test()
+async def lanes(dut):
+    """Random pairs, single products, loads and idle cycles on all lanes at once."""
+    count, acc_bits = parameters()["lanes"], parameters()["acc_bits"]
+    width = acc_bits + 3
+    random = rng()
+    for name in ("enable", "pair", "a", "b", "load", "psum_i"):
+        getattr(dut, name).value = 0
+    await start(dut)
+    edge = RisingEdge(dut.clk)
+    expected: list = [None, None]
+    psums = [Psum()] * count
+    following = 0
+    for cycle in range(parameters()["cycles"]):
+        load = cycle == 0 or random.random() < 0.1
+        pair = bool(random.integers(2))
+        enable = int(random.integers(4))
+        a = [int(random.choice(FP8)) if pair else random_fp16(random) & 0xFBFF for _ in range(2)]
+        b = [[random_fp16(random) & 0xFBFF for _ in range(count)] for _ in range(2)]
+        starts = [random_start(random, acc_bits) for _ in range(count)]
+        dut.psum_i.value = following
+        dut.load.value, dut.pair.value, dut.enable.value = int(load), int(pair), enable
+        dut.a.value = a[0] | a[1] << 16
+        dut.b.value = sum(b[i][n] << 16 * (i * count + n) for i in range(2) for n in range(count))
+        following = sum(psum.pack(acc_bits) << width * n for n, psum in enumerate(starts))
+        if load:
+            psums = starts
+        used = [i for i in range(2 if pair else 1) if enable >> i & 1]
+        psums = [psum.plus_many([(a[i], b[i][n]) for i in used]) for n, psum in enumerate(psums)]
+        expected.append(psums)
+        await edge
+        want = expected.pop(0)
+        if want is not None:
+            word = int(dut.psum_o.value)
+            for n, psum in enumerate(want):
+                got = word >> width * n & (1 << width) - 1
+                assert psum.same(got, acc_bits), f"cycle {cycle - 2}, lane {n}: {got:#x}, not {psum}"
