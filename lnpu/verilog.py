@@ -88,10 +88,11 @@ def port_table(top: Block, config: ChipConfig) -> str:
         name = "__".join(map(str, path))
         direction = "output" if member.flow is Out else "input"
         ports.append((name, direction, Shape.cast(member.shape).width, _description(path)))
+    groups = {name.split("__")[0] for name, *_ in ports}
     lines = [
         f"# Ports of {top.module_name}, configuration {config.name}",
         "",
-        *(f"- `{group}__*`: {text}" for group, text in _GROUPS.items() if any(group == p[0].split("__")[0] for p in ports)),
+        *(f"- `{group}__*`: {text}" for group, text in _GROUPS.items() if group in groups),
         "",
         "| port | direction | width | description |",
         "|---|---|---|---|",

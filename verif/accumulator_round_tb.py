@@ -119,12 +119,23 @@ async def corner_sums(dut):
         high = magnitude.bit_length() - 1 + LSB
         for fp16 in (0, 1):
             least, most, fraction = (-14, 15, 10) if fp16 else (-126, 127, 23)
-            targets = (0, least - fraction - 2, least - fraction - 1, least - fraction, least - 2, least, most, most + 1)
+            targets = (
+                0,
+                least - fraction - 2,
+                least - fraction - 1,
+                least - fraction,
+                least - 2,
+                least,
+                most,
+                most + 1,
+            )
             shifts = {max(-2048, min(2047, target - high)) for target in targets} | {0, -2048, 2047}
             chosen = random.permutation(sorted(shifts))[: 5 if magnitude > 3 else None]
             for shift in chosen.tolist():
                 acc = -magnitude if random.integers(2) else magnitude
-                cases.append((number(acc, acc_bits), shift, int(random.integers(-64, 65)) * fp16, fp16, int(random.integers(2))))
+                cases.append(
+                    (number(acc, acc_bits), shift, int(random.integers(-64, 65)) * fp16, fp16, int(random.integers(2)))
+                )
     cases += [
         (number(-1 << (acc_bits - 1), acc_bits), shift, 0, fp16, saturate)  # the one without a positive counterpart
         for shift, fp16, saturate in product((0, -48, 127 + LSB, -2048, 2047), (0, 1), (0, 1))
@@ -177,7 +188,9 @@ def random_cases(random: np.random.Generator, count: int, acc_bits: int) -> list
             magnitude += source.choice((-1, 0, 0, 1))
         high = magnitude.bit_length() - 1 + LSB
         least, most = (-27, 17) if fp16 else (-152, 129)
-        shift = max(-2048, min(2047, source.randint(least, most) - high)) if index % 8 else source.randrange(-2048, 2048)
+        shift = (
+            max(-2048, min(2047, source.randint(least, most) - high)) if index % 8 else source.randrange(-2048, 2048)
+        )
         acc = -magnitude if source.getrandbits(1) else magnitude
         scale = source.randint(-64, 64) * fp16
         cases.append((number(acc, acc_bits), shift, scale, fp16, source.getrandbits(1)))

@@ -236,7 +236,7 @@ async def throughput(dut):
 
 @cocotb.test()
 async def latency(dut):
-    """The first word comes seven cycles after a block's last beat."""
+    """The first word comes six cycles after a block's last beat."""
     bench = Bench(dut)
     await start(dut)
     bench.policy(*MIXED)
@@ -259,4 +259,4 @@ async def latency(dut):
     assert len(times) == bench.config.block_beats
     assert all(b - a == PERIOD for a, b in pairwise(times))
     print(f"latency {bench.config.beat}x{bench.config.axi_bits}: {cycles} cycles")
-    assert cycles == 7
+    assert cycles == 6

@@ -53,12 +53,14 @@ class FakeChip(Block):
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
-        super().__init__({
-            "control": In(axi_lite_signature()),
-            "memory_read": Out(axi_read_signature(config)),
-            "memory_write": Out(axi_write_signature(config)),
-            "interrupt": Out(1),
-        })
+        super().__init__(
+            {
+                "control": In(axi_lite_signature()),
+                "memory_read": Out(axi_read_signature(config)),
+                "memory_write": Out(axi_write_signature(config)),
+                "interrupt": Out(1),
+            }
+        )
 
     @property
     def module_name(self) -> str:
@@ -113,11 +115,10 @@ class FakeChip(Block):
         address_read, address_write = Signal(64), Signal(64)
         fetching = Signal()
         with m.FSM(name="program"):
-            with m.State("idle"):
-                with m.If(start):
-                    m.d.sync += [busy.eq(1), index.eq(0), code.eq(0), detail.eq(0), failed_read.eq(0)]
-                    m.d.sync += failed_write.eq(0)
-                    m.next = "ask"
+            with m.State("idle"), m.If(start):
+                m.d.sync += [busy.eq(1), index.eq(0), code.eq(0), detail.eq(0), failed_read.eq(0)]
+                m.d.sync += failed_write.eq(0)
+                m.next = "ask"
             with m.State("ask"):
                 with m.If(index == length):
                     m.d.sync += [code.eq(Error.LENGTH.value), detail.eq(1 << Error.LENGTH.value)]
@@ -208,32 +209,31 @@ class FakeChip(Block):
     def _registers(self, m, *, busy, done, error, enable, code, detail, index, program, length, counters, start):
         control = self.control
         with m.FSM(name="register_write"):
-            with m.State("idle"):
-                with m.If(control.awvalid & control.wvalid):
-                    m.d.comb += [control.awready.eq(1), control.wready.eq(1)]
-                    value = control.wdata
-                    m.d.sync += control.bresp.eq(0)
-                    with m.Switch(control.awaddr):
-                        with m.Case(0x040):
-                            with m.If(value[0] & ~busy):
-                                m.d.comb += start.eq(1)
-                            with m.If(value[0] & busy):
-                                m.d.sync += control.bresp.eq(2)
-                            with m.If(value[2]):
-                                m.d.sync += [counter.eq(0) for counter in counters]
-                        with m.Case(0x044):
-                            m.d.sync += [done.eq(done & ~value[1]), error.eq(error & ~value[2])]
-                        with m.Case(0x048):
-                            m.d.sync += enable.eq(value[0])
-                        with m.Case(0x060):
-                            m.d.sync += program[:32].eq(value)
-                        with m.Case(0x064):
-                            m.d.sync += program[32:].eq(value)
-                        with m.Case(0x068):
-                            m.d.sync += length.eq(value)
-                        with m.Default():
+            with m.State("idle"), m.If(control.awvalid & control.wvalid):
+                m.d.comb += [control.awready.eq(1), control.wready.eq(1)]
+                value = control.wdata
+                m.d.sync += control.bresp.eq(0)
+                with m.Switch(control.awaddr):
+                    with m.Case(0x040):
+                        with m.If(value[0] & ~busy):
+                            m.d.comb += start.eq(1)
+                        with m.If(value[0] & busy):
                             m.d.sync += control.bresp.eq(2)
-                    m.next = "respond"
+                        with m.If(value[2]):
+                            m.d.sync += [counter.eq(0) for counter in counters]
+                    with m.Case(0x044):
+                        m.d.sync += [done.eq(done & ~value[1]), error.eq(error & ~value[2])]
+                    with m.Case(0x048):
+                        m.d.sync += enable.eq(value[0])
+                    with m.Case(0x060):
+                        m.d.sync += program[:32].eq(value)
+                    with m.Case(0x064):
+                        m.d.sync += program[32:].eq(value)
+                    with m.Case(0x068):
+                        m.d.sync += length.eq(value)
+                    with m.Default():
+                        m.d.sync += control.bresp.eq(2)
+                m.next = "respond"
             with m.State("respond"):
                 m.d.comb += control.bvalid.eq(1)
                 with m.If(control.bready):

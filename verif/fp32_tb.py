@@ -49,8 +49,7 @@ def operands(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.nd
     usable = ((kind == 5) | (kind == 6)) & (other >= 0) & (other < 255)
     b = np.where(usable, sign_b | np.clip(other, 0, 254).astype(np.uint32) << 23 | b & 0x7FFFFF, b)
     # 7: subnormals
-    tiny = np.uint32(0x80FFFFFF) >> 0
-    b = np.where(kind == 7, b & tiny, b)
+    b = np.where(kind == 7, b & np.uint32(0x80FFFFFF), b)
     order = random.permutation(count)
     return np.concatenate([corners[0], a[order]]), np.concatenate([corners[1], b[order]])
 
@@ -79,11 +78,11 @@ async def pipelined(dut, latency: int, vectors: list[tuple[int, int]], stall: fl
     edge, random = RisingEdge(dut.clk), Random(1)
     a, b, enable, o = dut.a, dut.b, dut.enable, dut.o
     results: list[int] = []
-    expected_at: deque[int] = deque()
+    due: deque[int] = deque()  # what `moved` is when each result is there
     moved = 0
     queue = iter(vectors)
     pending = next(queue)
-    previous = None  # o, in a cycle after a disabled one
+    was_on, last = True, 0
     for name, value in inputs.items():
         getattr(dut, name).value = value
     while len(results) < len(vectors):
@@ -94,19 +93,17 @@ async def pipelined(dut, latency: int, vectors: list[tuple[int, int]], stall: fl
             a.value, b.value = random.getrandbits(32), random.getrandbits(32)
         enable.value = on
         await edge  # what is read now is from before the edge
-        if expected_at and expected_at[0] <= moved:
-            expected_at.popleft()
-            results.append(int(o.value))
-        elif stall and previous is not None:
-            assert int(o.value) == previous, "the output changes while the unit is disabled"
-        previous = None
+        now = int(o.value)
+        assert was_on or now == last, "the output changes while the unit is disabled"
+        if due and due[0] <= moved:
+            due.popleft()
+            results.append(now)
         if on:
-            moved += 1
             if pending:
-                expected_at.append(moved - 1 + latency)
+                due.append(moved + latency)
                 pending = next(queue, None)
-        elif stall and results:
-            previous = results[-1] if not expected_at or expected_at[0] > moved else None
+            moved += 1
+        was_on, last = on, now
     return results
 
 

@@ -58,6 +58,7 @@ class Drain(Block):
                 "busy": Out(1),
                 "error": Out(Error),
                 "psum_request": Out(stream.Signature(data.StructLayout({"core": 4, "row": 12}))),
+                "psum_hold": Out(1),
                 "psum": In(data.ArrayLayout(psum_layout(config.acc_bits), config.lanes)),
                 "write": Out(stream.Signature(vmem_write(config))),
                 "nonfinite": Out(1),
@@ -79,7 +80,11 @@ class Drain(Block):
         beats_left = Signal(6, reset_less=True)  # after this one
         last_beat = Signal()
         row_done = Signal()
-        m.d.comb += [last_beat.eq(beats_left == 0), row_done.eq(~present | (enable & last_beat))]
+        m.d.comb += [
+            last_beat.eq(beats_left == 0),
+            row_done.eq(~present | (enable & last_beat)),
+            self.psum_hold.eq(present),
+        ]
 
         # The walk over (n, h, w).
         walking = Signal()

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
 from lnpu.formats import BLOCK, LENGTH_UNIT, Code, NonzeroMode, PrecisionMode, element_beat
-from lnpu.hdl import Block, Sram
+from lnpu.hdl import Block, Sram, place
 from lnpu.mem.fifo import RegisterFifo
 
 __all__ = ["Decoder", "decoder_input", "expand_e4m3"]
@@ -465,7 +465,7 @@ class Decoder(Block):
         layout = element_beat(beat)
         depth = 2 * beats
         m.submodules.store = store = Sram(depth=depth, width=Value.cast(Signal(layout)).shape().width)
-        m.submodules.released = released = RegisterFifo(1, depth=4)  # 1: a block of zeros, not in the store
+        released = place(m, "released", RegisterFifo(shape=1, depth=4))  # 1: a block of zeros, not in the store
 
         elements, wrong = Signal(layout, name="elements"), Signal(beat, name="payload_wrong")
         for element in range(beat):

@@ -123,7 +123,7 @@ class Encoder(Block):
     """Turns beats of FP16 elements into encoded blocks (see *Encoded tensors in memory* in `docs/architecture.md`).
 
     64 / `beat` beats make a block. Takes a beat a cycle and gives a word a cycle, whichever binds; a block's first
-    word comes seven cycles after its last beat. There are no combinational paths between the streams.
+    word comes six cycles after its last beat. There are no combinational paths between the streams.
 
     Members
     -------

@@ -1,13 +1,15 @@
 """A first-in first-out buffer for a few words, in registers."""
 
-from amaranth.hdl import Module, Signal
-from amaranth.lib import stream, wiring
+from amaranth.hdl import Module, Shape, Signal
+from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
+
+from lnpu.hdl import Block
 
 __all__ = ["RegisterFifo"]
 
 
-class RegisterFifo(wiring.Component):
+class RegisterFifo(Block):
     """Holds up to `depth` words, one in and one out a cycle, one cycle of latency.
 
     `o` is the first register and no port depends on another combinationally: a full buffer takes a word again the
@@ -25,11 +27,15 @@ class RegisterFifo(wiring.Component):
     i : In(stream.Signature(shape)) ; o : Out(stream.Signature(shape))
     """
 
-    def __init__(self, shape, *, depth: int) -> None:
+    def __init__(self, *, shape, depth: int) -> None:
         if not isinstance(depth, int) or depth < 1:
             raise ValueError(f"depth must be 1 or more, not {depth!r}")
-        self.depth = depth
+        self.width, self.depth = Shape.cast(shape).width, depth
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    @property
+    def suffix(self) -> str:
+        return f"{self.width}x{self.depth}"
 
     def elaborate(self, platform):
         m = Module()

@@ -474,10 +474,9 @@ class LoadUnit(Block):
             m.d.sync += done.eq(1)
 
         # Words of the table. One is requested only when there is room for it: it must not block the memory's data.
-        m.submodules.pending_blocks = blocks = RegisterFifo(
-            data.StructLayout({"block": BLOCK_BITS, "next_word": 1}), depth=PENDING_BLOCKS
-        )
-        m.submodules.table_words = lengths = RegisterFifo(config.axi_bits, depth=TABLE_WORDS)
+        pending = data.StructLayout({"block": BLOCK_BITS, "next_word": 1})
+        blocks = place(m, "pending_blocks", RegisterFifo(shape=pending, depth=PENDING_BLOCKS))
+        lengths = place(m, "table_words", RegisterFifo(shape=config.axi_bits, depth=TABLE_WORDS))
         table_word, table_valid = Signal(BLOCK_BITS - word_bits, reset_less=True), Signal()
         asked = Signal(range(TABLE_WORDS + 1), name="table_words_asked")
         asking, table_address = Signal(name="table_asking"), Signal(config.address_bits, reset_less=True)
@@ -518,7 +517,7 @@ class LoadUnit(Block):
         found, found_free = Signal(name="length_found"), Signal(name="length_free")
         length, address = Signal(5, reset_less=True), Signal(config.address_bits, reset_less=True)
         byte = Signal(8, name="length_byte")
-        m.submodules.blocks_in_flight = flying = RegisterFifo(5, depth=BLOCKS_IN_FLIGHT)
+        flying = place(m, "blocks_in_flight", RegisterFifo(shape=5, depth=BLOCKS_IN_FLIGHT))
         waits = Signal(name="length_waits")
         m.d.comb += [
             waits.eq(block.next_word & ~current_next),
@@ -624,8 +623,8 @@ class LoadUnit(Block):
                     ]
 
         # Sparse and dense buffers
-        high, low = Signal(signed(ROW_BITS + 1), name="write_row"), Signal(signed(ROW_BITS + 1), name="write_column")
-        dense, inside = Signal(), Signal(name="write_inside")
+        high, low = Signal(signed(ROW_BITS + 1), name="high"), Signal(signed(ROW_BITS + 1), name="low")
+        dense, inside = Signal(), Signal(name="high_low_inside")
         m.d.comb += [
             dense.eq(load.target == Target.DENSE),
             high.eq(Mux(load.transpose, run, row)),

@@ -10,6 +10,7 @@ import numpy as np
 
 from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, Command
+from lnpu.ctrl.counters import COUNTERS
 from lnpu.hdl import Block
 from lnpu.interfaces import Error
 from lnpu.sim.build import build
@@ -126,6 +127,7 @@ class Simulator:
             raise ValueError(f"latency must be at least 1, not {latency!r}")
         self.config = config
         self.memory = np.zeros(memory_bytes, dtype=np.uint8)
+        self._started = 0
         self._library = _load(build(config, trace is not None, top=top))
         self._model = self._library.lnpu_create(
             self.memory.ctypes.data, memory_bytes, latency, stall, seed & 0xFFFFFFFFFFFFFFFF
@@ -205,7 +207,9 @@ class Simulator:
         if len(raw) != COMMAND_BYTES * len(commands):
             raise ValueError(f"a command must be {COMMAND_BYTES} bytes, not {len(raw) / max(1, len(commands)):g}")
         if address < 0 or address + len(raw) > self.memory.size:
-            raise ValueError(f"program of {len(raw)} bytes at {address:#x} does not fit memory of {self.memory.size:#x}")
+            raise ValueError(
+                f"program of {len(raw)} bytes at {address:#x} does not fit memory of {self.memory.size:#x}"
+            )
         self.memory[address : address + len(raw)] = np.frombuffer(raw, dtype=np.uint8)
         return len(commands)
 
@@ -218,6 +222,7 @@ class Simulator:
         self.write_register(Register.PROGRAM + 4, address >> 32)
         self.write_register(Register.PROGRAM_LENGTH, count)
         self.write_register(Register.INTERRUPT, 1)
+        self._started = self.cycle
         self.write_register(Register.CONTROL, _START)
 
     def run_program(
@@ -237,7 +242,7 @@ class Simulator:
         Returns
         -------
         dict
-            ``cycles`` from start to interrupt, and the chip's ``flags`` register.
+            ``cycles`` from the write that starts it to the interrupt, and the chip's ``flags`` register.
 
         Raises
         ------
@@ -253,7 +258,8 @@ class Simulator:
 
     def finish_program(self, *, max_cycles: int = 100_000_000) -> dict[str, int]:
         """Wait for the end of a started program (see `run_program`)."""
-        cycles = self.run(max_cycles)
+        self.run(max_cycles)
+        cycles = self.cycle - self._started
         if not self.interrupt:
             status = self.read_register(Register.STATUS)
             command = self.read_register(Register.ERROR_COMMAND)
@@ -280,12 +286,10 @@ class Simulator:
 
     def counters(self) -> dict[str, int]:
         """Performance counters by name, in the order of `lnpu.ctrl.counters.COUNTERS`."""
-        from lnpu.ctrl.counters import COUNTERS
-
         values = {}
         for index, name in enumerate(COUNTERS):
             offset = Register.COUNTER + 8 * index
-            values[str(name)] = self.read_register(offset) | self.read_register(offset + 4) << 32
+            values[name] = self.read_register(offset) | self.read_register(offset + 4) << 32
         return values
 
     def flush_trace(self) -> None:

@@ -5,7 +5,7 @@ from amaranth.hdl import Module
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
-from lnpu.config import PAPER, TINY, ChipConfig
+from lnpu.config import TINY, ChipConfig
 from lnpu.fgmp.encoder import Encoder
 from lnpu.fgmp.quantizer import Quantizer
 from lnpu.hdl import Block, place
@@ -19,7 +19,7 @@ CONFIGS = [
     ChipConfig(beat=8, axi_bits=64),
     ChipConfig(beat=8, axi_bits=256),
     ChipConfig(beat=16, lanes=16, axi_bits=128),
-    PAPER,
+    ChipConfig(beat=16, lanes=16, axi_bits=256),
 ]
 
 

@@ -1,6 +1,5 @@
 """The floating-point units against NumPy and exact integers."""
 
-
 import pytest
 from amaranth.hdl import Cat, Module
 from amaranth.lib.wiring import In, Out
@@ -38,7 +37,7 @@ def test_multiply():
 
 
 def test_divide():
-    run(Fp32DivideSqrt(), "verif.fp32_tb", unit="divide", latency=Fp32DivideSqrt.LATENCY, count=24_000)
+    run(Fp32DivideSqrt(), "verif.fp32_tb", unit="divide", latency=Fp32DivideSqrt.LATENCY, count=20_000)
 
 
 def test_compare():
@@ -59,8 +58,3 @@ def test_accumulator_round(acc_bits, count):
         AccumulatorRound(acc_bits), "verif.accumulator_round_tb",
         acc_bits=acc_bits, latency=AccumulatorRound.LATENCY, count=count,
     )  # fmt: skip
-
-
-def test_accumulator_width_is_checked():
-    with pytest.raises(ValueError, match="acc_bits must be at least 27, not 26"):
-        AccumulatorRound(26)

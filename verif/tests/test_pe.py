@@ -12,6 +12,7 @@ def test_pe(acc_bits, products, step):
     run(Pe(acc_bits=acc_bits), "verif.pe_tb", acc_bits=acc_bits, products=products, step=step)
 
 
+@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 @pytest.mark.parametrize("acc_bits", [83, 0])
 def test_pe_rejects_narrow_accumulators(acc_bits):
     with pytest.raises(ValueError, match=f"at least 84, not {acc_bits}"):

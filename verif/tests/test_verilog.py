@@ -71,7 +71,7 @@ def test_port_table(config):
     text = port_table(top, config)
     assert "| `clk` | input | 1 | clock; everything happens at its rising edge |" in text
     assert f"| `memory_read__rdata` | input | {config.axi_bits} | read data |" in text
-    assert f"| `memory_write__wstrb` | output | {config.axi_bits // 8} | bytes of the write data to be written |" in text
+    assert f"| `memory_write__wstrb` | output | {config.axi_bits // 8} | bytes of the write data" in text
     assert "| `control__awready` | output | 1 | write address is accepted |" in text
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) == 2 + len(list(top.signature.flatten(top)))

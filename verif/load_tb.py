@@ -1,0 +1,620 @@
+"""Testbench of the LOAD unit: a memory with one data bus behind both read ports, and a model of the walk in Python."""
+
+import struct
+from collections import Counter
+
+import cocotb
+import numpy as np
+from cocotb.triggers import RisingEdge
+from cocotb.utils import get_sim_time
+
+from lnpu.config import TINY
+from lnpu.ctrl.commands import LAYOUTS, Command, Opcode, Target
+from lnpu.interfaces import Error, buffer_write, memory_read_signature, vmem_write
+from lnpu.mem.load import load_events
+from verif.agents import Sink, Source, pack, start, unpack
+from verif.decoder_tb import FP8, FP8_TO_FP16, PADDING, ZERO, decode_block, encode_block, random_elements
+from verif.runner import parameters, rng
+
+CLOCK = 10  # ns
+SPARSE, DENSE, VMEM = (target.value for target in (Target.SPARSE, Target.DENSE, Target.VMEM))
+
+
+def single(pattern: int, scale: int) -> int:
+    """FP32 pattern of FP16 `pattern` times 2^scale."""
+    value = np.uint16(pattern).view(np.float16)
+    if np.isnan(value):
+        return 0x7FC00000
+    with np.errstate(over="ignore"):
+        return int(np.ldexp(np.float32(value), scale).view(np.uint32))
+
+
+class Memory:
+    """Answers both clients in the order of their requests over one bus: who does not take data blocks the other."""
+
+    def __init__(self, dut, config, seed: int) -> None:
+        self.dut, self.config, self.random = dut, config, np.random.default_rng(seed)
+        self.word = config.axi_bits // 8
+        self.content: dict[int, bytes] = {}  # 8 bytes each
+        self.latency, self.stall, self.spread = 10, 0.0, 0
+        signature = memory_read_signature(config)
+        self.request_layout = signature.members["request"].signature.members["payload"].shape
+        self.response_layout = signature.members["response"].signature.members["payload"].shape
+        self.requests: dict[str, list[tuple[int, int, int]]] = {"table": [], "memory": []}
+        self.words = 0
+        self.largest_backlog = 0
+        for client in self.requests:
+            getattr(dut, f"{client}__request__ready").value = 0
+            getattr(dut, f"{client}__response__valid").value = 0
+            getattr(dut, f"{client}__response__payload").value = 0
+        cocotb.start_soon(self._run())
+
+    def write(self, address: int, raw: bytes) -> None:
+        first = address & ~7
+        span = bytearray(self.read(first, (len(raw) + address - first + 7) & ~7))
+        span[address - first : address - first + len(raw)] = raw
+        for k in range(0, len(span), 8):
+            self.content[first + k] = bytes(span[k : k + 8])
+
+    def read(self, address: int, count: int) -> bytes:
+        """What is there; where nothing has been written, bytes that depend on the address."""
+        first = address & ~7
+        parts = [
+            self.content.get(place) or struct.pack("<Q", (place * 0x9E3779B97F4A7C15 + 0x5851F42D) % (1 << 64))
+            for place in range(first, address + count, 8)
+        ]
+        return b"".join(parts)[address - first : address - first + count]
+
+    async def _run(self):
+        dut, edge = self.dut, RisingEdge(self.dut.clk)
+        ports = {
+            client: [getattr(dut, f"{client}__{name}") for name in (
+                "request__valid", "request__ready", "request__payload",
+                "response__valid", "response__ready", "response__payload",
+            )]
+            for client in self.requests
+        }  # fmt: skip
+        ready, offered, now, queue = dict.fromkeys(ports, False), None, 0, []
+        draws, drawn = self.random.random(4096), 0
+        while True:
+            await edge
+            now += 1
+            for client, (valid, _, payload, *_) in ports.items():
+                if ready[client] and int(valid.value):
+                    request = unpack(self.request_layout, int(payload.value))
+                    address, words = request["address"], request["words"]
+                    assert words > 0, "request for no words"
+                    assert address % self.word == 0, f"misaligned {client} request {address:#x}"
+                    self.requests[client].append((address, words, request["kind"]))
+                    due = now + self.latency + (int(self.random.integers(self.spread)) if self.spread else 0)
+                    queue.append([client, address, words, due])
+                    self.largest_backlog = max(self.largest_backlog, len(queue))
+            if offered and int(ports[offered][4].value):
+                ports[offered][3].value = 0
+                offered = None
+                self.words += 1
+            drawn = (drawn + 3) % 4080
+            if offered is None and queue and queue[0][3] <= now and draws[drawn] >= self.stall:
+                head = queue[0]
+                offered = head[0]
+                head[2] -= 1
+                data = int.from_bytes(self.read(head[1], self.word), "little")
+                head[1] += self.word
+                ports[offered][5].value = pack(self.response_layout, {"data": data, "last": head[2] == 0})
+                ports[offered][3].value = 1
+                if head[2] == 0:
+                    queue.pop(0)
+            for k, (client, port) in enumerate(ports.items()):
+                willing = bool(draws[drawn + 1 + k] >= self.stall)
+                if willing != ready[client]:
+                    ready[client] = willing
+                    port[1].value = int(willing)
+
+
+class Tensor:
+    """Encoded blocks in the memory; what each gives when it is read with the length in the table."""
+
+    def __init__(self, bench, blocks: int, *, zeros=None, fp16=None) -> None:
+        self.bench, self.random = bench, bench.random
+        top = 1 << bench.config.address_bits
+        size = 160 * blocks + 32
+        self.slots = int(self.random.integers(0, (top - size) // 32)) * 32
+        self.table = int(self.random.integers(0, (top - blocks - 32) // 32)) * 32
+        self.elements, self.lengths, self.zeros, self.fp16 = {}, {}, zeros, fp16
+        for block in range(blocks):
+            self.put(block)
+
+    def put(self, block: int) -> None:
+        random = self.random
+        zeros = random.choice([0, 0.1, 0.5, 0.9, 1]) if self.zeros is None else self.zeros
+        elements = random_elements(random, zeros, random.choice([0, 0.3, 1]) if self.fp16 is None else self.fp16)
+        raw = encode_block(elements)
+        self.bench.memory.write(self.slots + 160 * block, raw)
+        self.set_length(block, len(raw) // 8)
+        self.elements[block] = [(FP8_TO_FP16[value] if code == FP8 else value, code) for code, value in elements]
+
+    def set_length(self, block: int, length: int) -> None:
+        self.lengths[block] = length
+        self.bench.memory.write(self.table + block, bytes([length]))
+
+    def spoil(self, block: int) -> None:
+        """Make the block malformed: in the table or in its bytes."""
+        random, old = self.random, self.lengths[block]
+        kind = random.integers(4)
+        if kind == 0:
+            self.set_length(block, int(random.choice([0, 20, 21, 31, 32, 33, 64, 128, 255])))
+        elif kind == 1:
+            self.set_length(block, int(random.choice([length for length in range(1, 20) if length != old])))
+        elif kind == 2:
+            self.bench.memory.write(self.slots + 160 * block, bytes([int(random.integers(256))]))
+        else:
+            self.bench.memory.write(self.slots + 160 * block, random.bytes(8 * old))
+        self.elements[block] = None
+        if 1 <= self.lengths[block] <= 19:
+            word = self.bench.memory.word
+            words = -(-8 * self.lengths[block] // word)
+            raw = self.bench.memory.read(self.slots + 160 * block, words * word)
+            self.elements[block] = decode_block(raw, words, word, self.lengths[block])
+
+
+class Bench:
+    def __init__(self, dut, seed: int) -> None:
+        self.dut = dut
+        self.config = TINY.replace(**parameters()["config"])
+        self.beat, self.lanes = self.config.beat, self.config.lanes
+        self.parts = 64 // self.beat
+        self.random = rng(seed)
+        self.memory = Memory(dut, self.config, seed + 1)
+        self.commands = Source(dut, "command", seed=seed + 2)
+        self.sink = Sink(dut, "vmem", seed=seed + 3)
+        self.write_layout, self.vmem_layout = buffer_write(self.config), vmem_write(self.config)
+        self.events_layout = load_events(self.config)
+        self.writes: list[int] = []
+        self.errors: Counter[Error] = Counter()
+        self.bits: Counter[int] = Counter()
+
+    async def start(self):
+        await start(self.dut)
+        cocotb.start_soon(self._monitor())
+        return self
+
+    async def _monitor(self):
+        dut, edge = self.dut, RisingEdge(self.dut.clk)
+        error, write, events, busy, ready = dut.error, dut.write, dut.events, dut.busy, dut.command__ready
+        valid, events_mask, events_shift = 1, (1 << self.events_layout["bits"].width) - 1, 3
+        assert self.write_layout["valid"].offset == 0 and self.events_layout["bits"].offset == events_shift
+        while True:
+            await edge
+            assert int(busy.value) != int(ready.value), "ready for a command, if and only if not busy"
+            if number := int(error.value):
+                self.errors[Error(number)] += 1
+                assert int(busy.value), "error while not busy"
+            if (word := int(write.value)) & valid:
+                self.writes.append(word)
+                assert int(busy.value), "write while not busy"
+            if bits := (event := int(events.value)) >> events_shift & events_mask:
+                self.bits[event & 7] += bits
+
+    def expect(self, fields: dict, tensor: Tensor | None):
+        """Writes, vector-memory rows, plain bits, errors, block fetches, table words of a valid LOAD."""
+        f = Counter(fields)
+        log2, beat, word = f["log2_block_pixels"], self.beat, self.memory.word
+        writes, rows, bits, errors, fetches, words = [], [], 0, Counter(), [], []
+        current = None
+        rows_limit, columns_limit = (
+            (self.config.dense_rows, self.lanes) if f["target"] == DENSE else (self.config.rows, self.config.depth)
+        )
+        for n in range(f["n_count"]):
+            for i in range(f["i_count"]):
+                for j in range(f["j_count"]):
+                    line = f["line"] + n * f["line_n"] + i * f["line_i"]
+                    pixel = f["pixel"] + j * f["pixel_j"]
+                    row0 = f["dest"] + n * f["dest_n"] + i * f["dest_i"] + j * f["dest_j"]
+                    valid = f["i_first"] <= i < f["i_end"] and f["j_first"] <= j < f["j_end"]
+                    if valid and (line < 0 or pixel < 0):
+                        errors[Error.RANGE] += 1
+                        valid = False
+                    if valid:
+                        block = line * f["line_blocks"] + (
+                            pixel >> log2 if log2 else pixel * f["pixel_blocks"] + f["pixel_block"]
+                        )
+                        position = (pixel % (1 << log2)) * (self.parts >> log2) + f["channel"]
+                        if current is None or current[0] != block or position <= current[1]:
+                            length = tensor.lengths[block]
+                            table_word = (tensor.table + block) // word * word
+                            if not words or words[-1] != table_word:
+                                words.append(table_word)
+                            if 1 <= length <= 19:
+                                fetches.append((tensor.slots + 160 * block, -(-8 * length // word), f["kind"]))
+                            if tensor.elements[block] is None:
+                                errors[Error.DECODE] += 1
+                        current = block, position
+                        elements = tensor.elements[block] or [(0, ZERO)] * 64
+                    for b in range(f["channel_beats"]):
+                        if valid:
+                            some = elements[(position + b) * beat : (position + b + 1) * beat]
+                            bits += 16 * beat
+                        else:
+                            some = [(f["fill"] if f["target"] == VMEM else 0, PADDING)] * beat
+                        if f["target"] == VMEM:
+                            if 0 <= row0 + b < self.config.vmem_rows:
+                                rows.append((row0 + b, [single(value, f["scale"]) for value, _ in some]))
+                            else:
+                                errors[Error.RANGE] += 1
+                            continue
+                        row, column = row0, f["element"] + beat * b
+                        if f["transpose"]:
+                            row, column = column, row
+                        if 0 <= row < rows_limit and 0 <= column < columns_limit:
+                            writes.append({
+                                "valid": 1, "cores": f["cores"], "dense": f["target"] == DENSE, "page": f["page"],
+                                "transpose": f["transpose"], "row": row, "column": column,
+                                "beat": {"data": [value for value, _ in some], "code": [code for _, code in some]},
+                            })  # fmt: skip
+                        else:
+                            errors[Error.RANGE] += 1
+        table = [(address, 1, f["kind"]) for address in words]
+        return writes, rows, bits, errors, fetches, table
+
+    async def run(self, command: Command | int, limit: int = 200_000) -> int:
+        """Run a command; returns its cycles from hand-over to `busy` falling."""
+        self.writes, self.errors, self.bits, self.sink.words = [], Counter(), Counter(), []
+        for requests in self.memory.requests.values():
+            requests.clear()
+        word = command if isinstance(command, int) else int.from_bytes(command.encode(), "little")
+        await self.commands.put(word)
+        since = get_sim_time("ns")
+        edge = RisingEdge(self.dut.clk)
+        for _ in range(limit):
+            await edge
+            if not int(self.dut.busy.value):
+                break
+        else:
+            raise TimeoutError(f"busy after {limit} cycles: {command}")
+        cycles = round((get_sim_time("ns") - since) / CLOCK)
+        await edge
+        return cycles
+
+    def check(self, expected, fields: dict, what: str) -> None:
+        """Compare everything the command did with the model's."""
+        writes, rows, bits, errors, fetches, table = expected
+        assert set(self.errors) == set(errors), f"{what}: errors {self.errors}, not {errors}"
+        assert self.errors[Error.DECODE] == errors[Error.DECODE], f"{what}: {self.errors}, not {errors}"
+        assert self.memory.requests["memory"] == fetches, f"{what}: {self.memory.requests['memory']}, not {fetches}"
+        assert self.memory.requests["table"] == table, f"{what}: table {self.memory.requests['table']}, not {table}"
+        wanted = [pack(self.write_layout, write) for write in writes]
+        if self.writes != wanted:
+            k = next((k for k, (a, b) in enumerate(zip(self.writes, wanted, strict=False)) if a != b), -1)
+            raise AssertionError(
+                f"{what}: {len(self.writes)} writes, not {len(wanted)}; {k}: "
+                f"{unpack(self.write_layout, self.writes[k]) if self.writes else None}, not {writes[k] if writes else None}"
+            )
+        wanted = [pack(self.vmem_layout, {"address": address, "row": row}) for address, row in rows]
+        if self.sink.words != wanted:
+            k = next((k for k, (a, b) in enumerate(zip(self.sink.words, wanted, strict=False)) if a != b), -1)
+            raise AssertionError(
+                f"{what}: {len(self.sink.words)} rows, not {len(wanted)}; {k}: "
+                f"{unpack(self.vmem_layout, self.sink.words[k]) if self.sink.words else None}, not "
+                f"{rows[k] if rows else None}"
+            )
+        assert self.bits == (Counter({fields.get("kind", 0): bits}) if bits else Counter()), f"{what}: {self.bits}"
+
+    async def load(self, tensor: Tensor, fields: dict, what: str = "") -> int:
+        fields = {"slots": tensor.slots, "table": tensor.table} | fields
+        expected = self.expect(fields, tensor)
+        cycles = await self.run(Command(Opcode.LOAD, **fields))
+        self.check(expected, fields, f"{what} {fields}")
+        return cycles
+
+    def tile(self, *, channels=64, lines=3, pixels=4, halo=0, target=SPARSE, **more) -> tuple[dict, int]:
+        """Fields to load lines x pixels of a tensor of that size with a halo around, and the tensor's blocks."""
+        log2 = max(0, 6 - channels.bit_length() + 1)
+        line_blocks = -(-pixels * channels // 64)
+        width, height = pixels + 2 * halo, lines + 2 * halo
+        beats = min(channels, 64) // self.beat
+        step = beats if target == VMEM else 1
+        fields = {
+            "kind": 1, "n_count": 1, "i_count": height, "j_count": width, "line": -halo, "line_i": 1,
+            "pixel": -halo, "pixel_j": 1, "line_blocks": line_blocks, "log2_block_pixels": log2,
+            "pixel_blocks": max(1, channels // 64), "target": target, "cores": 1, "i_first": halo,
+            "i_end": halo + lines, "j_first": halo, "j_end": halo + pixels, "channel_beats": beats,
+            "dest_i": width * step, "dest_j": step,
+        }  # fmt: skip
+        return fields | more, line_blocks * lines
+
+    def random_walk(self, *, in_range: bool = True) -> tuple[Tensor, dict]:
+        """Any LOAD that is not malformed, and the blocks that it needs."""
+        random = self.random
+
+        def below(limit: int) -> int:
+            return int(random.integers(limit))
+
+        log2 = below(self.parts.bit_length())
+        part = self.parts >> log2
+        channel = below(part) if random.random() < 0.4 else 0
+        beats = 1 + below(part - channel) if random.random() < 0.5 else part - channel
+        counts = [1 + below(3), 1 + below(5), 1 + below(7)]
+        target = below(3)
+        f = {
+            "kind": below(8), "n_count": counts[0], "i_count": counts[1], "j_count": counts[2],
+            "line": below(6) - 3, "line_n": below(8), "line_i": below(3), "pixel": below(9) - 4, "pixel_j": below(4),
+            "line_blocks": 1 + below(6), "log2_block_pixels": log2, "target": target, "page": below(2),
+            "transpose": below(2), "cores": 1 + below((1 << self.config.cores) - 1), "scale": below(129) - 64,
+            "fill": below(1 << 16), "channel": channel, "channel_beats": beats,
+        }  # fmt: skip
+        f["pixel_blocks"] = 1 + below(3)
+        f["pixel_block"] = below(f["pixel_blocks"]) if log2 == 0 else below(256)
+        for axis, count in (("i", counts[1]), ("j", counts[2])):
+            first, end = sorted((below(count + 1), below(count + 1)))
+            if random.random() < 0.5:
+                first, end = 0, count
+            f |= {f"{axis}_first": first, f"{axis}_end": end}
+        if in_range or random.random() < 0.7:  # no negative line or pixel where it is read
+            f["line"] = max(f["line"], -f["i_first"] * f["line_i"])
+            f["pixel"] = max(f["pixel"], -f["j_first"] * f["pixel_j"])
+        high, width = {
+            SPARSE: (self.config.rows, self.config.depth), DENSE: (self.config.dense_rows, self.lanes),
+            VMEM: (self.config.vmem_rows, 0),
+        }[target]  # fmt: skip
+        if target == VMEM:
+            f["element"] = below(1 << 12)
+            high -= beats
+        else:
+            run = high if f["transpose"] else width
+            high = width if f["transpose"] else high
+            f["channel_beats"] = beats = min(beats, run // self.beat)
+            f["element"] = below(run // self.beat - beats + 1) * self.beat
+        strides = [below(7) - 3 for _ in range(3)]
+        offsets = [[k * stride for k in range(count)] for stride, count in zip(strides, counts, strict=True)]
+        low, top = sum(min(o) for o in offsets), sum(max(o) for o in offsets)
+        if not in_range:
+            strides = [below(40) - 20 if random.random() < 0.5 else s for s in strides]
+            if random.random() < 0.3:
+                strides[below(3)] = int(random.choice([-32768, 32767]))
+            if random.random() < 0.3 and target != VMEM:
+                f["element"] = below(4096 // self.beat) * self.beat
+            low = 0
+        f |= {f"dest_{axis}": stride for axis, stride in zip("nij", strides, strict=True)}
+        if in_range and top - low >= high:
+            f |= {"dest_n": 0, "dest_i": 0, "dest_j": 0}
+            low = top = 0
+        f["dest"] = -low + below(max(1, high - (top - low))) if in_range else below(high + 2)
+
+        tensor = Tensor(self, 0)
+        for n in range(counts[0]):
+            for i in range(f["i_first"], f["i_end"]):
+                for j in range(f["j_first"], f["j_end"]):
+                    line = f["line"] + n * f["line_n"] + i * f["line_i"]
+                    pixel = f["pixel"] + j * f["pixel_j"]
+                    if line >= 0 and pixel >= 0:
+                        block = line * f["line_blocks"] + (
+                            pixel >> log2 if log2 else pixel * f["pixel_blocks"] + f["pixel_block"]
+                        )
+                        if block not in tensor.elements:
+                            tensor.put(block)
+        limit = (1 << self.config.address_bits) - 160 * (max(tensor.elements, default=0) + 1)
+        tensor_shift = 32 * below(limit // 32)
+        moved = Tensor(self, 0)
+        moved.slots = tensor_shift
+        for block in tensor.elements:
+            moved.put(block)
+        return moved, f
+
+
+@cocotb.test()
+async def tiles(dut):
+    """Whole tiles with halos, every number of channels and target, without stalls."""
+    bench = await Bench(dut, 100).start()
+    channels = bench.beat
+    while channels <= 128:
+        for target in (SPARSE, DENSE, VMEM):
+            for halo in (0, 1):
+                small = {"pixels": 2, "lines": 2} if target == DENSE and channels <= bench.lanes else {}
+                fields, blocks = bench.tile(channels=channels, halo=halo, target=target, fill=0xC500, scale=3, **small)
+                if target == DENSE:
+                    fields["channel_beats"] = min(fields["channel_beats"], bench.lanes // bench.beat)
+                await bench.load(Tensor(bench, blocks), fields, f"{channels} channels")
+                if channels == 128:
+                    await bench.load(Tensor(bench, blocks), fields | {"pixel_block": 1, "fill": 0x8001})
+        channels *= 2
+
+
+@cocotb.test()
+async def random_walks(dut):
+    """Random walks to every target, with stalls and latencies; negative starts, repeated and skipped pixels."""
+    bench = await Bench(dut, 200).start()
+    for number in range(110):
+        tensor, fields = bench.random_walk()
+        bench.memory.stall = bench.sink.stall = bench.random.choice([0, 0, 0.3, 0.7])
+        bench.memory.latency = int(bench.random.choice([1, 5, 40]))
+        bench.memory.spread = int(bench.random.choice([0, 20]))
+        await bench.load(tensor, fields, f"walk {number}")
+
+
+@cocotb.test()
+async def out_of_range(dut):
+    """Destinations outside buffers and pixels outside the tensor: RANGE, and everything else as it should be."""
+    bench = await Bench(dut, 300).start()
+    seen = 0
+    for number in range(80):
+        tensor, fields = bench.random_walk(in_range=False)
+        bench.memory.stall = bench.sink.stall = bench.random.choice([0, 0.3])
+        await bench.load(tensor, fields, f"walk {number}")
+        seen += Error.RANGE in bench.errors
+    assert seen > 20
+    # The first and the last place of each buffer, and those next to it.
+    config = bench.config
+    for target, rows, columns in ((SPARSE, config.rows, config.depth), (DENSE, config.dense_rows, config.lanes)):
+        for transpose in (0, 1):
+            run, fixed = (rows, columns) if transpose else (columns, rows)
+            for dest in (0, fixed - 1, fixed, 65535):
+                for element in (0, run - bench.beat, run, 4096 - bench.beat):
+                    fields, blocks = bench.tile(
+                        channels=64, lines=1, pixels=1, target=target, transpose=transpose, dest=dest, element=element,
+                        channel_beats=1,
+                    )  # fmt: skip
+                    await bench.load(Tensor(bench, blocks), fields)
+                    assert (Error.RANGE in bench.errors) == (dest >= fixed or element >= run)
+    for dest, dest_j in ((0, -1), (config.vmem_rows - 1, 1), (config.vmem_rows - 2, 1), (1, -1), (65535, 1)):
+        fields, blocks = bench.tile(
+            channels=64, lines=1, pixels=2, target=VMEM, channel_beats=1, dest=dest, dest_j=dest_j
+        )
+        await bench.load(Tensor(bench, blocks), fields)
+
+
+@cocotb.test()
+async def bad_blocks(dut):
+    """Impossible and wrong lengths, malformed blocks: DECODE for each fetch, zeros, and the next command works."""
+    bench = await Bench(dut, 400).start()
+    for number in range(60):
+        tensor, fields = bench.random_walk()
+        for block in list(tensor.elements):
+            if bench.random.random() < 0.4:
+                tensor.spoil(block)
+        bench.memory.stall = bench.sink.stall = bench.random.choice([0, 0.3])
+        await bench.load(tensor, fields, f"walk {number}")
+        if number % 4 == 0:
+            await bench.load(*bench.random_walk(), "next")
+    bench.memory.stall = bench.sink.stall = 0.0
+    fields, blocks = bench.tile(lines=5, pixels=12, channels=64)
+    tensor = Tensor(bench, blocks)
+    for block in range(blocks):
+        tensor.set_length(block, 0)
+        tensor.elements[block] = None
+    await bench.load(tensor, fields, "no length at all")
+    assert bench.errors[Error.DECODE] == blocks and not bench.memory.requests["memory"]
+
+
+@cocotb.test()
+async def malformed_commands(dut):
+    """Each rule broken: FIELD once, nothing read or written, the next command works; the limits themselves are fine."""
+    bench = await Bench(dut, 500).start()
+    config, word = bench.config, bench.memory.word
+    good, blocks = bench.tile(channels=64)
+    tensor = Tensor(bench, 400)
+    parts, part_bits = bench.parts, bench.parts.bit_length() - 1
+    shared = {"log2_block_pixels": 1, "channel_beats": 1, "pixel_blocks": 0}
+    bad = [
+        {"n_count": 0}, {"i_count": 0, "i_end": 0}, {"j_count": 0, "j_end": 0}, {"line_blocks": 0},
+        {"channel_beats": 0}, {"channel_beats": parts + 1}, {"channel": 1}, {"channel_beats": 31, "channel": 31},
+        shared | {"channel": parts // 2}, shared | {"channel_beats": parts // 2 + 1},
+        {"log2_block_pixels": part_bits + 1, "channel_beats": 1}, {"log2_block_pixels": 7, "channel_beats": 1},
+        {"pixel_blocks": 0}, {"pixel_block": 1}, {"pixel_blocks": 3, "pixel_block": 255}, {"target": 3},
+        {"scale": 65}, {"scale": -65}, {"scale": -128}, {"target": VMEM, "scale": 127},
+        {"i_end": good["i_count"] + 1}, {"i_first": 3, "i_end": 2}, {"j_end": good["j_count"] + 1}, {"j_first": 4095},
+        *({"slots": tensor.slots + (1 << k)} for k in range(5)),
+        *({"table": tensor.table + (1 << k)} for k in range(5)),
+        {"cores": 0}, {"cores": 1 << config.cores}, {"cores": 0x8001}, {"target": DENSE, "cores": 0},
+        *({"element": 1 << k} for k in range(part_bits) if 1 << k < bench.beat),
+        {"target": DENSE, "element": bench.beat - 1},
+    ]  # fmt: skip
+    if config.address_bits < 40:
+        bad += [{"slots": 1 << config.address_bits}, {"table": 1 << 39}]
+    fine = [
+        {}, {"i_first": 1, "i_end": 1}, {"j_first": good["j_count"], "j_end": good["j_count"]},
+        shared | {"channel": parts // 2 - 1}, {"pixel_blocks": 3, "pixel_block": 2},
+        {"log2_block_pixels": part_bits, "channel_beats": 1, "pixel_block": 255}, {"scale": 64},
+        {"target": VMEM, "scale": -64, "cores": 0, "element": 1}, {"target": VMEM, "scale": 64, "cores": 0xFFFF},
+    ]  # fmt: skip
+    for fields in fine:
+        await bench.load(tensor, good | fields, "limit")
+    for number, broken in enumerate(bad):
+        fields = {"slots": tensor.slots, "table": tensor.table} | good | broken
+        await bench.run(Command(Opcode.LOAD, **fields))
+        bench.check(([], [], 0, Counter({Error.FIELD: 1}), [], []), fields, f"{broken}")
+        assert bench.errors[Error.FIELD] == 1
+        if number % 8 == 0:
+            await bench.load(tensor, good, "next")
+    raw = {"address": 4096, "line_count": 1, "line_rows": 1}
+    bad = [
+        {"line_count": 0}, {"line_rows": 0}, *({"address": 1 << k} for k in range(word.bit_length() - 1)),
+        *({"pitch": 1 << k} for k in range(word.bit_length() - 1)),
+    ]  # fmt: skip
+    for broken in bad:
+        await bench.run(Command(Opcode.LOAD_RAW, **(raw | broken)))
+        bench.check(([], [], 0, Counter({Error.FIELD: 1}), [], []), {}, f"{broken}")
+    for opcode in (Opcode.STORE, Opcode.END, Opcode.MARK):
+        await bench.run(Command(opcode))
+        bench.check(([], [], 0, Counter({Error.FIELD: 1}), [], []), {}, f"{opcode}")
+    await bench.run(0xEE)
+    assert bench.errors == Counter({Error.FIELD: 1})
+    await bench.load(tensor, good, "next")
+
+
+async def load_raw(bench, what: str = "", **fields: int) -> int:
+    """Run LOAD_RAW and check rows, requests (as words in order), plain bits and errors."""
+    f = Counter(fields)
+    row_bytes, rows, errors, bits, wanted = 4 * bench.beat, [], Counter(), 0, []
+    for line in range(f["line_count"]):
+        place = (f["address"] + line * f["pitch"]) % (1 << bench.config.address_bits)
+        raw = bench.memory.read(place, row_bytes * f["line_rows"])
+        wanted += range(place, place + len(raw), bench.memory.word)
+        for row in range(f["line_rows"]):
+            address = f["vmem"] + line * f["vmem_line"] + row
+            bits += 32 * bench.beat
+            if 0 <= address < bench.config.vmem_rows:
+                rows.append((address, struct.unpack_from(f"<{bench.beat}I", raw, row * row_bytes)))
+            else:
+                errors[Error.RANGE] += 1
+    cycles = await bench.run(Command(Opcode.LOAD_RAW, **fields))
+    read = [
+        place
+        for address, words, kind in bench.memory.requests["memory"]
+        if kind == f["kind"]
+        for place in range(address, address + words * bench.memory.word, bench.memory.word)
+    ]
+    assert read == wanted, f"{what} {fields}"
+    requests = list(bench.memory.requests["memory"])
+    bench.check(([], rows, bits, errors, requests, []), fields, f"{what} {fields}")
+    return cycles
+
+
+@cocotb.test()
+async def raw(dut):
+    """LOAD_RAW: random lines, destinations backwards and outside, a line longer than a request, between LOADs."""
+    bench = await Bench(dut, 600).start()
+    random, word = bench.random, bench.memory.word
+    for number in range(40):
+        bench.memory.stall = bench.sink.stall = random.choice([0, 0.3, 0.6])
+        bench.memory.latency = int(random.choice([1, 5, 40]))
+        await load_raw(
+            bench,
+            f"raw {number}",
+            address=int(random.integers(0, 1 << 30)) * word % (1 << bench.config.address_bits - 1),
+            kind=int(random.integers(8)), line_count=int(random.integers(1, 6)), line_rows=int(random.integers(1, 9)),
+            pitch=int(random.integers(0, 1 << 20)) * word,
+            vmem=int(random.choice([0, 100, bench.config.vmem_rows - 6, 65535], p=[0.3, 0.3, 0.3, 0.1])),
+            vmem_line=int(random.choice([0, 1, 7, -3, -32768, 32767])),
+        )  # fmt: skip
+        if number % 8 == 0:
+            await bench.load(*bench.random_walk(), "between")
+    bench.memory.stall = bench.sink.stall = 0.0
+    await load_raw(bench, "one", address=0, line_count=1, line_rows=1)
+    cycles = await load_raw(bench, "long", address=word, line_count=2, line_rows=2051, pitch=1 << 17, vmem_line=-1)
+    ideal = 2 * 2051 * 4 * bench.beat // word
+    dut._log.info(f"LOAD_RAW: {cycles} cycles for {ideal} words")
+    assert cycles < ideal * 1.01 + 60
+
+
+@cocotb.test()
+async def throughput(dut):
+    """No stalls, some latency: a beat or a word a cycle, whichever binds, also where pixels are small."""
+    bench = await Bench(dut, 700).start()
+    bench.memory.latency = 30
+    shapes = [(64, 6, 6, 0), (64, 4, 4, 1), (bench.beat, 6, 16, 0), (bench.beat, 4, 8, 1), (16, 5, 7, 1)]
+    for channels, lines, pixels, halo in shapes:
+        for name, zeros, fp16 in (("FP16", 0, 1), ("FP8", 0, 0), ("mixed, half zeros", 0.5, 0.5), ("empty", 1, 0)):
+            fields, blocks = bench.tile(channels=channels, lines=lines, pixels=pixels, halo=halo, target=VMEM)
+            tensor = Tensor(bench, blocks, zeros=zeros, fp16=fp16)
+            bench.memory.words = 0
+            cycles = await bench.load(tensor, fields, name)
+            beats = (lines + 2 * halo) * (pixels + 2 * halo) * fields["channel_beats"]
+            leftover = blocks * bench.parts - lines * pixels * fields["channel_beats"]
+            ideal = max(bench.memory.words, beats + leftover)
+            first = 2 * bench.memory.latency + 19 * 8 // bench.memory.word + 40
+            dut._log.info(
+                f"LOAD {bench.config.axi_bits} bits, beat {bench.beat}, {lines}x{pixels}x{channels} halo {halo} {name}: "
+                f"{cycles} cycles, {beats} beats, {bench.memory.words} words, {blocks} blocks"
+            )
+            assert cycles < 1.1 * ideal + first, f"{channels} {lines}x{pixels} {name}: {cycles}, ideal {ideal}"
+    assert LAYOUTS[Opcode.LOAD].size <= 512 and bench.memory.largest_backlog >= 3

@@ -1,0 +1,585 @@
+"""StoreUnit: random walks and raw lines against a model of memory, byte for byte; malformed commands; throughput."""
+
+from dataclasses import dataclass, field
+from random import Random
+
+import cocotb
+import numpy as np
+from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.utils import get_sim_time
+
+from golden.fgmp import Policy, quantize, to_fp16
+from golden.memory import encode_block as golden_block
+from lnpu.config import BLOCK, ChipConfig
+from lnpu.ctrl.commands import Command, Opcode
+from lnpu.interfaces import Error
+from lnpu.mem.store import store_events
+from verif.agents import Source, start, unpack
+from verif.encoder_tb import HALF_HI, HALF_LO, encode_block
+from verif.quantizer_tb import ABOVE, BELOW, reference
+from verif.runner import parameters, rng
+
+PERIOD = 10
+WINDOW = 1 << 20
+CLASSES = ("zero", "underflow", "fp8", "fp16")
+
+
+@dataclass
+class Stall:
+    """Probabilities that a read is not granted, a request is not taken, a data word is not taken."""
+
+    read: float = 0.0
+    request: float = 0.0
+    data: float = 0.0
+
+
+@dataclass
+class Totals:
+    """Sums of the unit's events."""
+
+    counts: dict = field(default_factory=lambda: dict.fromkeys(CLASSES, 0))
+    nonfinite: int = 0
+    plain_bits: dict = field(default_factory=dict)
+
+
+class Bench:
+    """The unit between a model of the vector memory and one of the memory's writer."""
+
+    def __init__(self, dut, *, seed: int = 0, stall: Stall | None = None) -> None:
+        chosen = parameters()
+        names = ("beat", "axi_bits", "address_bits")
+        self.config = ChipConfig(lanes=16, **{name: chosen[name] for name in names})
+        self.dut = dut
+        self.stall = stall or Stall()
+        self.random = Random(seed)
+        self.commands = Source(dut, "command", seed=seed)
+        self.base = 0 if self.config.address_bits == 32 else 0xA5 << 32
+        self.image = bytearray(self.random.randbytes(WINDOW))
+        self.vmem = np.zeros((1 << 16, self.config.beat), np.float32)
+        self.requests: list[tuple[int, int, int]] = []
+        self.errors: list[int] = []
+        self.reads = self.words = 0
+        self.totals = Totals()
+        self.edge = RisingEdge(dut.clk)
+
+    async def begin(self) -> None:
+        """Reset; start the models."""
+        self.dut.read__request__ready.value = 0
+        self.dut.read__row.value = 0
+        self.dut.memory__request__ready.value = 0
+        self.dut.memory__data__ready.value = 0
+        self.dut.memory__idle.value = 1
+        await start(self.dut)
+        for agent in (self._vector_memory, self._memory, self._watch):
+            cocotb.start_soon(agent())
+
+    async def _vector_memory(self) -> None:
+        dut, draw = self.dut, self.random.random
+        waiting = None
+        while True:
+            ready = draw() >= self.stall.read
+            dut.read__request__ready.value = int(ready)
+            await self.edge
+            valid = int(dut.read__request__valid.value)
+            address = int(dut.read__request__payload.value) if valid else None
+            assert waiting is None or address == waiting, "a read request changed"
+            waiting = None if ready else address
+            if valid and ready:
+                self.reads += 1
+                dut.read__row.value = int.from_bytes(self.vmem[address].tobytes(), "little")
+
+    async def _memory(self) -> None:
+        """Like AxiWriter: takes words of requests that it has taken in an earlier cycle; acknowledges some time later."""
+        dut, draw = self.dut, self.random.random
+        step = self.config.axi_bits // 8
+        bits = self.config.address_bits
+        owed: list[list[int]] = []
+        waiting = None
+        acknowledge = 0
+        while True:
+            take_request = draw() >= self.stall.request
+            take_data = bool(owed) and draw() >= self.stall.data
+            dut.memory__request__ready.value = int(take_request)
+            dut.memory__data__ready.value = int(take_data)
+            dut.memory__idle.value = int(not owed and acknowledge == 0)
+            await self.edge
+            acknowledge = max(acknowledge - 1, 0)
+            asked = int(dut.memory__request__payload.value) if int(dut.memory__request__valid.value) else None
+            assert waiting is None or asked == waiting, "a memory request changed"
+            waiting = None if take_request else asked
+            if int(dut.memory__data__valid.value) and take_data:
+                payload = int(dut.memory__data__payload.value)
+                data, strobe = payload & ((1 << 8 * step) - 1), payload >> 8 * step
+                address = owed[0][0] - self.base
+                assert 0 <= address <= WINDOW - step, hex(owed[0][0])
+                for byte in range(step):
+                    if strobe >> byte & 1:
+                        self.image[address + byte] = data >> 8 * byte & 0xFF
+                self.words += 1
+                owed[0][0] += step
+                owed[0][1] -= 1
+                if not owed[0][1]:
+                    owed.pop(0)
+                    acknowledge = self.random.randrange(1, 12)
+            if asked is not None and take_request:
+                address, words, kind = asked & ((1 << bits) - 1), asked >> bits & 0xFFFF, asked >> bits + 16
+                assert address % step == 0 and words
+                owed.append([address, words])
+                self.requests.append((address - self.base, words, kind))
+
+    async def _watch(self) -> None:
+        dut = self.dut
+        layout = store_events(self.config)
+        while True:
+            await self.edge
+            error = int(dut.error.value)
+            busy = int(dut.busy.value)
+            if error:
+                assert busy
+                self.errors.append(error)
+            assert int(dut.command__ready.value) == (not busy)
+            event = unpack(layout, int(dut.events.value))
+            for name in CLASSES:
+                self.totals.counts[name] += event[name]
+            self.totals.nonfinite += event["nonfinite"]
+            if event["plain_bits"]:
+                assert busy
+                bits = self.totals.plain_bits
+                bits[event["kind"]] = bits.get(event["kind"], 0) + event["plain_bits"]
+
+    async def run(self, command: Command, timeout: int = 60_000) -> int:
+        """Run a command to its end; returns the cycles that the unit was busy."""
+        await self.commands.put(int.from_bytes(command.encode(), "little"))
+        begin = get_sim_time("ns")
+        await self.edge
+        assert int(self.dut.busy.value)
+        for _ in range(timeout):
+            await self.edge
+            if not int(self.dut.busy.value):
+                assert int(self.dut.memory__idle.value)
+                return int((get_sim_time("ns") - begin) / PERIOD)
+        raise TimeoutError(f"still busy after {timeout} cycles")
+
+
+def walk(command: dict, beat: int):
+    """(block number, rows of its 64 elements or None for a filling row) of a STORE, in its order."""
+    shared = 1 << command["log2_block_pixels"]
+    rows = BLOCK // shared // beat
+    for n in range(command["n_count"]):
+        for i in range(command["i_count"]):
+            line = command["line"] + n * command["line_n"] + i * command["line_i"]
+            for j in range(0, command["j_count"], shared):
+                pixel = command["pixel"] + j
+                if command["log2_block_pixels"]:
+                    block = line * command["line_blocks"] + pixel // shared
+                else:
+                    block = line * command["line_blocks"] + pixel * command["pixel_blocks"] + command["pixel_block"]
+                source = []
+                for k in range(j, j + shared):
+                    row = command["source"] + n * command["source_n"] + i * command["source_i"] + k * command["source_j"]
+                    source += [(row + b) & 0xFFFF if k < command["j_count"] else None for b in range(rows)]
+                yield block, source
+
+
+def expect_store(bench: Bench, command: dict, image: bytearray, totals: Totals) -> list[tuple[int, int]]:
+    """Apply a STORE to the model; returns number and units of each block."""
+    policy = tuple(command[name] for name in ("lo", "hi", "below", "above"))
+    golden_policy = Policy(0, policy[0], policy[1], BELOW[policy[2]], ABOVE[policy[3]])
+    zeros = np.zeros(bench.config.beat, np.float32)
+    written = []
+    for block, rows in walk(command, bench.config.beat):
+        x = np.concatenate([zeros if row is None else bench.vmem[row] for row in rows])
+        v = to_fp16(x, command["scale"], bool(command["saturate"]))
+        raw = encode_block(v, policy)
+        bits, codes, _ = quantize(v, golden_policy)
+        assert golden_block(bits, codes) == raw
+        at = command["slots"] - bench.base + 160 * block
+        image[at : at + len(raw)] = raw
+        image[command["table"] - bench.base + block] = len(raw) // 8
+        written.append((block, len(raw) // 8))
+        codes, _, _, underflow = reference(v, *policy)
+        totals.counts["zero"] += int(((codes == 0) & ~underflow).sum())
+        totals.counts["underflow"] += int(underflow.sum())
+        totals.counts["fp8"] += int((codes == 2).sum())
+        totals.counts["fp16"] += int((codes == 3).sum())
+        totals.nonfinite += int(((v & 0x7FFF) >= 0x7C00).reshape(-1, bench.config.beat).any(1).sum())
+        totals.plain_bits[command["kind"]] = totals.plain_bits.get(command["kind"], 0) + 16 * BLOCK
+    return written
+
+
+def fill(bench: Bench, random: np.random.Generator, scale: int = 0) -> None:
+    """Vector memory of all kinds of FP32 values: zeros, those that FP16 holds after scaling, the rest of FP32."""
+    shape = (4096, bench.config.beat)  # repeated
+    fitting = random.integers(0, 1 << 16, shape).astype(np.uint16).view(np.float16).astype(np.float32)
+    with np.errstate(all="ignore"):
+        close = (random.standard_normal(shape) * 2.0 ** random.integers(-12, 12, shape) * 2.0**scale).astype(np.float32)
+    anything = random.integers(0, 1 << 32, shape, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    chosen = random.choice(4, shape, p=[0.3, 0.25, 0.4, 0.05])
+    rows = np.select([chosen == 0, chosen == 1, chosen == 2], [np.float32(0), fitting, close], anything)
+    # Some rows all zero, some dense.
+    rows[random.random(shape[0]) < 0.2] = 0
+    dense = random.random(shape[0]) < 0.2
+    rows[dense] = close[dense]
+    bench.vmem = np.tile(rows, (16, 1))
+
+
+def random_store(bench: Bench, random: np.random.Generator, log2: int | None = None) -> dict:
+    """A STORE whose blocks lie in the window."""
+    most = (BLOCK // bench.config.beat).bit_length() - 1
+    log2 = int(random.integers(0, most + 1)) if log2 is None else log2
+    shared = 1 << log2
+
+    def pick(low: int, high: int) -> int:
+        return int(random.integers(low, high))
+
+    lo, hi = sorted(pick(0, 0x7C00) for _ in range(2))
+    if pick(0, 2):
+        lo, hi = HALF_LO, HALF_HI
+    pixel_blocks = pick(1, 4) if log2 == 0 else pick(0, 256)
+    j_count = pick(1, 4 * shared + 1) if shared > 1 else pick(1, 9)
+    counts = {"n_count": pick(1, 4), "i_count": pick(1, 4), "j_count": j_count}
+    return counts | {
+        "slots": bench.base + 32 * pick(0, 64),
+        "table": bench.base + WINDOW - 16384 + 32 * pick(0, 64),
+        "kind": pick(0, 8),
+        "line": pick(0, 9),
+        "line_n": pick(0, 7),
+        "line_i": pick(0, 7),
+        "pixel": shared * pick(0, 4),
+        "line_blocks": pick(1, 60),
+        "log2_block_pixels": log2,
+        "pixel_blocks": pixel_blocks,
+        "pixel_block": pick(0, pixel_blocks) if log2 == 0 else pick(0, 256),
+        "scale": pick(-64, 65),
+        "lo": lo,
+        "hi": hi,
+        "below": pick(0, 3),
+        "above": pick(0, 2),
+        "saturate": pick(0, 2),
+        "source": pick(0, 1 << 16),
+        "source_n": pick(-(1 << 15), 1 << 15),
+        "source_i": pick(-300, 300),
+        "source_j": pick(-20, 60),
+    }
+
+
+async def check(bench: Bench, command: dict) -> int:
+    """Run a STORE and compare memory, requests, errors and events with the model."""
+    expected, totals = bytearray(bench.image), Totals()
+    blocks = expect_store(bench, command, expected, totals)
+    bench.requests.clear()
+    bench.totals = Totals()
+    cycles = await bench.run(Command(Opcode.STORE, **command))
+    assert not bench.errors, bench.errors
+    if bench.image != expected:
+        differing = [k for k in range(WINDOW) if bench.image[k] != expected[k]]
+        raise AssertionError(f"{len(differing)} bytes differ, the first at {differing[0]:#x}, of {command}")
+    step = bench.config.axi_bits // 8
+    wanted = [
+        (command["slots"] - bench.base + 160 * block, -(-8 * units // step), command["kind"]) for block, units in blocks
+    ]
+    first_of_table = command["table"] - bench.base
+    assert [one for one in bench.requests if one[0] < first_of_table] == wanted
+    tables, last = 0, None
+    for block, _ in blocks:
+        word = (first_of_table + block) // step
+        tables += word != last
+        last = word
+    assert len(bench.requests) == len(wanted) + tables
+    assert bench.totals == totals
+    return cycles
+
+
+STALLS = {
+    "none": Stall(),
+    "reads": Stall(read=0.7),
+    "requests": Stall(request=0.9),
+    "data": Stall(data=0.7),
+    "all": Stall(0.4, 0.5, 0.4),
+}
+
+
+@cocotb.test()
+@cocotb.parametrize(stall=list(STALLS))
+async def random_walks(dut, stall):
+    """Random geometries, policies and scales, in every way that pixels and blocks share."""
+    random = rng(21)
+    bench = Bench(dut, seed=1, stall=STALLS[stall])
+    await bench.begin()
+    most = (BLOCK // bench.config.beat).bit_length() - 1
+    for log2 in [*range(most + 1), *range(most + 1), None, None]:
+        command = random_store(bench, random, log2)
+        fill(bench, random, command["scale"])
+        await check(bench, command)
+
+
+@cocotb.test()
+async def strides_far_apart(dut):
+    """Block numbers far beyond 16 bits: large line numbers and counts of blocks."""
+    random = rng(22)
+    bench = Bench(dut, seed=2)
+    await bench.begin()
+    fill(bench, random)
+    for line, line_blocks, line_n, line_i, pixel, pixel_blocks in (
+        ((1 << 24) - 1, 31, 3, 1, 5, 2),
+        (511, 0xFFFF, 0, 0, 0x7FFF, 255),
+        (0x123456, 100, 2, 5, 0x1234, 100),
+    ):
+        command = random_store(bench, random, 0) | {
+            "line": line,
+            "line_blocks": line_blocks,
+            "line_n": line_n,
+            "line_i": line_i,
+            "pixel": pixel,
+            "pixel_blocks": pixel_blocks,
+            "pixel_block": pixel_blocks - 1,
+            "n_count": 2,
+            "i_count": 2,
+            "j_count": 3,
+        }
+        # Move the window to where the blocks go: addresses are modulo 2^address_bits.
+        first = line * line_blocks + pixel * pixel_blocks
+        mask = (1 << bench.config.address_bits) - 1
+        near = bench.base + 4096
+        slots, table = (near - 160 * first) & mask & ~31, (bench.base + WINDOW - 65536 - first) & mask & ~31
+        expected, totals = bytearray(bench.image), Totals()
+        model = command | {"slots": slots, "table": table}
+        # The model works without the modulus.
+        shift_slots, shift_table = near - 160 * first, bench.base + WINDOW - 65536 - first
+        expect_store(bench, model | {"slots": shift_slots & ~31, "table": shift_table & ~31}, expected, totals)
+        bench.totals = Totals()
+        await bench.run(Command(Opcode.STORE, **model))
+        assert bench.image == expected, model
+        assert bench.totals == totals
+
+
+@cocotb.test()
+async def golden_tensor(dut):
+    """A tensor of the golden model's layout, written in one command or one a block of the pixel."""
+    from golden.memory import TensorLayout
+
+    random = rng(23)
+    bench = Bench(dut, seed=3, stall=Stall(0.1, 0.2, 0.1))
+    await bench.begin()
+    beat = bench.config.beat
+    for channels in (beat, 24, 64, 130):
+        layout = TensorLayout(lines=6, pixels=7, channels=channels, beat=beat)
+        rows = layout.padded_channels // beat
+        x = random.standard_normal((6, 7, channels)).astype(np.float32) * (random.random((6, 7, channels)) < 0.6)
+        padded = np.zeros((6, 7, layout.padded_channels), np.float32)
+        padded[:, :, :channels] = x
+        bench.vmem[: 42 * rows] = padded.reshape(-1, beat)
+        policy = Policy(1, HALF_LO, HALF_HI, "fp16", "fp16")
+        bits, codes, _ = quantize(to_fp16(x, policy.scale), policy)
+        slots, table = layout.pack(bits, codes)
+        bench.image[: len(slots)] = bytes(len(slots))
+        bench.image[0x80000 : 0x80000 + len(table)] = bytes(len(table))
+        for pixel_block in range(layout.pixel_blocks):
+            command = Command(
+                Opcode.STORE,
+                slots=bench.base,
+                table=bench.base + 0x80000,
+                n_count=3,
+                i_count=2,
+                j_count=7,
+                line_n=2,
+                line_i=1,
+                line_blocks=layout.line_blocks,
+                log2_block_pixels=layout.block_pixels.bit_length() - 1,
+                pixel_blocks=layout.pixel_blocks,
+                pixel_block=pixel_block,
+                scale=1,
+                lo=HALF_LO,
+                hi=HALF_HI,
+                source=pixel_block * BLOCK // beat,
+                source_n=14 * rows,
+                source_i=7 * rows,
+                source_j=rows,
+            )
+            await bench.run(command)
+        assert bytes(bench.image[: len(slots)]) == slots, channels
+        assert bytes(bench.image[0x80000 : 0x80000 + len(table)]) == table, channels
+
+
+def expect_raw(bench: Bench, command: dict, image: bytearray) -> None:
+    for line in range(command["line_count"]):
+        at = command["address"] - bench.base + line * command["pitch"]
+        for r in range(command["line_rows"]):
+            row = bench.vmem[(command["vmem"] + line * command["vmem_line"] + r) & 0xFFFF].tobytes()
+            image[at + r * len(row) : at + (r + 1) * len(row)] = row
+
+
+@cocotb.test()
+@cocotb.parametrize(stall=list(STALLS))
+async def raw_lines(dut, stall):
+    """Lines of rows as they are, with encoded stores between them."""
+    random = rng(24)
+    bench = Bench(dut, seed=4, stall=STALLS[stall])
+    await bench.begin()
+    fill(bench, random)
+    step = bench.config.axi_bits // 8
+    for _ in range(8):
+        command = {
+            "address": bench.base + step * int(random.integers(0, 1000)),
+            "kind": int(random.integers(0, 8)),
+            "line_count": int(random.integers(1, 6)),
+            "line_rows": int(random.integers(1, 30)),
+            "pitch": step * int(random.integers(0, 2000)),
+            "vmem": int(random.integers(0, 1 << 16)),
+            "vmem_line": int(random.integers(-(1 << 15), 1 << 15)),
+        }
+        expected = bytearray(bench.image)
+        expect_raw(bench, command, expected)
+        bench.requests.clear()
+        bench.totals = Totals()
+        await bench.run(Command(Opcode.STORE_RAW, **command))
+        assert bench.image == expected, command
+        words = command["line_rows"] * bench.config.beat * 4 // step
+        assert bench.requests == [
+            (command["address"] - bench.base + line * command["pitch"], words, command["kind"])
+            for line in range(command["line_count"])
+        ]
+        bits = command["line_count"] * command["line_rows"] * bench.config.beat * 32
+        assert bench.totals == Totals(plain_bits={command["kind"]: bits})
+        if random.random() < 0.3:
+            await check(bench, random_store(bench, random))
+    assert not bench.errors
+
+
+@cocotb.test()
+async def long_raw_line(dut):
+    """A line of more rows than a request can ask for; a row or a word a cycle."""
+    random = rng(25)
+    bench = Bench(dut, seed=5)
+    await bench.begin()
+    fill(bench, random)
+    rows = 4096 + 300
+    command = {"address": bench.base, "line_count": 1, "line_rows": rows, "vmem": 100}
+    expected = bytearray(bench.image)
+    expect_raw(bench, command | {"pitch": 0, "vmem_line": 0}, expected)
+    cycles = await bench.run(Command(Opcode.STORE_RAW, **command))
+    assert bench.image == expected
+    words = rows * bench.config.beat * 32 // bench.config.axi_bits
+    print(f"throughput {bench.config.beat}x{bench.config.axi_bits} raw: {words / cycles:.3f} words/cycle")
+    assert cycles <= words + 40
+
+
+def malformed(config: ChipConfig):
+    """(name, command, error) that the unit must refuse."""
+    step = config.axi_bits // 8
+    shared = (BLOCK // config.beat).bit_length() - 1
+    good = {
+        "n_count": 1, "i_count": 1, "j_count": 1, "line_blocks": 1, "pixel_blocks": 1, "lo": 5, "hi": 5,
+    }  # fmt: skip
+    fields: list[tuple[str, dict]] = [(name, {name: 0}) for name in ("n_count", "i_count", "j_count", "line_blocks")]
+    fields += [
+        ("lo > hi", {"lo": 6}),
+        ("below", {"below": 3}),
+        ("slots", {"slots": 16}),
+        ("slots by one", {"slots": 0x1001}),
+        ("table", {"table": 8}),
+        ("too many pixels in a block", {"log2_block_pixels": shared + 1}),
+        ("far too many pixels in a block", {"log2_block_pixels": 7}),
+        ("pixel within a block", {"log2_block_pixels": shared, "pixel": (1 << shared) // 2}),
+        ("pixel within a block of 2", {"log2_block_pixels": 1, "pixel": 3}),
+        ("negative pixel within a block", {"log2_block_pixels": 1, "pixel": -1}),
+        ("pixel_block", {"pixel_block": 1}),
+        ("pixel_blocks", {"pixel_blocks": 0}),
+        ("scale", {"scale": 65}),
+        ("negative scale", {"scale": -65}),
+    ]
+    if config.address_bits < 40:
+        fields += [(name, {name: 1 << config.address_bits}) for name in ("slots", "table")]
+    ranges = [
+        ("line", {"line": -1}),
+        ("pixel", {"pixel": -1}),
+        ("pixel in a block", {"log2_block_pixels": 1, "pixel": -2}),
+    ]
+    for kind, cases in ((Error.FIELD, fields), (Error.RANGE, ranges)):
+        for name, changes in cases:
+            yield name, Command(Opcode.STORE, **(good | changes)), kind
+    raw = {"line_count": 1, "line_rows": 1}
+    cases = [(name, {name: 0}) for name in raw] + [("address", {"address": step // 2}), ("pitch", {"pitch": step + 1})]
+    if config.address_bits < 40:
+        cases.append(("high address", {"address": 1 << 39}))
+    for name, changes in cases:
+        yield name, Command(Opcode.STORE_RAW, **(raw | changes)), Error.FIELD
+    yield "LOAD", Command(Opcode.LOAD), Error.OPCODE
+    yield "NOP", Command(Opcode.NOP), Error.OPCODE
+
+
+@cocotb.test()
+async def malformed_commands(dut):
+    """Refused with one pulse of the right error and no access; the next command runs."""
+    random = rng(26)
+    bench = Bench(dut, seed=6)
+    await bench.begin()
+    fill(bench, random)
+    for name, command, error in malformed(bench.config):
+        bench.errors.clear()
+        bench.requests.clear()
+        bench.reads = 0
+        cycles = await bench.run(command)
+        assert cycles <= 4, name
+        await ClockCycles(dut.clk, 5)
+        assert bench.errors == [error.value], (name, bench.errors)
+        assert not bench.requests and not bench.reads, name
+        bench.errors.clear()
+        if random.random() < 0.2:
+            await check(bench, random_store(bench, random))
+    bench.errors.clear()
+    await check(bench, random_store(bench, random))
+    # The widest values that are right.
+    for changes in ({"scale": 64}, {"scale": -64}, {"lo": 0x7FFF, "hi": 0x7FFF}):
+        await check(bench, random_store(bench, random) | changes)
+
+
+MIXES = {"empty": (1.0, 0.0), "dense fp8": (0.0, 0.0), "dense fp16": (0.0, 1.0), "half zero, 10 % fp16": (0.5, 0.1)}
+
+
+@cocotb.test()
+@cocotb.parametrize(log2=[0, 2])
+async def throughput(dut, log2):
+    """A row a cycle, or a word a cycle where that binds (the words of the table among them)."""
+    random = rng(27)
+    bench = Bench(dut, seed=7)
+    await bench.begin()
+    beat = bench.config.beat
+    for name, (zeros, wide) in MIXES.items():
+        shape = (4096, beat)
+        x = np.where(random.random(shape) < wide, 512.0, 1.5) * random.choice([-1, 1], shape)
+        bench.vmem[:4096] = np.where(random.random(shape) < zeros, 0, x)
+        command = {
+            "slots": bench.base,
+            "table": bench.base + WINDOW - 4096,
+            "n_count": 2,
+            "i_count": 4,
+            "j_count": 8 << log2,
+            "line_n": 4,
+            "line_i": 1,
+            "pixel": 0,
+            "line": 0,
+            "line_blocks": 8,
+            "log2_block_pixels": log2,
+            "pixel_blocks": 1,
+            "pixel_block": 0,
+            "kind": 1,
+            "scale": 0,
+            "saturate": 0,
+            "lo": HALF_LO,
+            "hi": HALF_HI,
+            "below": 0,
+            "above": 0,
+            "source": 0,
+            "source_n": 32 * BLOCK // beat,
+            "source_i": 8 * BLOCK // beat,
+            "source_j": BLOCK // beat >> log2,
+        }
+        bench.words = 0
+        cycles = await check(bench, command)
+        rows = 64 * BLOCK // beat
+        print(
+            f"throughput {beat}x{bench.config.axi_bits} {name}, {1 << log2} pixels a block: "
+            f"{rows / cycles:.3f} rows/cycle, {bench.words / cycles:.3f} words/cycle, {cycles} cycles for 64 blocks"
+        )
+        assert cycles <= max(rows, bench.words) + 60, name

@@ -1,0 +1,36 @@
+"""The DL core and its parts."""
+
+import pytest
+
+from lnpu.config import TINY, ChipConfig
+from lnpu.core.core import Core
+from lnpu.core.dense_buffer import DenseBuffer
+from lnpu.core.sparse_buffer import SparseBuffer
+from lnpu.core.zero_skip import ZeroSkip
+from verif.runner import run
+
+SHAPES = {
+    "tiny": {},
+    "odd": {  # nothing is a power of two
+        "rows": 24, "depth": 48, "dense_rows": 56, "lanes": 24, "beat": 8, "psum_rows": 19, "acc_bits": 90,
+    },
+    "single": {"rows": 16, "depth": 16, "dense_rows": 16, "lanes": 16, "beat": 16, "psum_rows": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("depth, visits", [(64, 400), (16, 300), (128, 150), (48, 150)])
+def test_zero_skip(depth, visits):
+    config = ChipConfig(depth=depth)
+    run(ZeroSkip(config=config), "verif.zero_skip_tb", depth=depth, visits=visits)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sparse_buffer(shape):
+    config = ChipConfig(**SHAPES[shape])
+    run(SparseBuffer(config=config), "verif.sparse_buffer_tb", config=SHAPES[shape], cycles=3000)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dense_buffer(shape):
+    config = ChipConfig(**SHAPES[shape])
+    run(DenseBuffer(config=config), "verif.dense_buffer_tb", config=SHAPES[shape], cycles=3000)

@@ -1,0 +1,26 @@
+"""STORE unit, see `verif/plans/store.md`."""
+
+import pytest
+
+from lnpu.config import TINY, ChipConfig
+from lnpu.mem.store import StoreUnit
+from verif.runner import run
+
+CONFIGS = [
+    TINY,
+    ChipConfig(axi_bits=128, address_bits=32),
+    ChipConfig(beat=8, axi_bits=128),
+    ChipConfig(beat=8, axi_bits=64, address_bits=36),
+    ChipConfig(beat=16, lanes=16, axi_bits=256),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.beat}x{config.axi_bits}")
+def test_store(config):
+    run(
+        StoreUnit(config=config),
+        "verif.store_tb",
+        beat=config.beat,
+        axi_bits=config.axi_bits,
+        address_bits=config.address_bits,
+    )
