@@ -85,7 +85,7 @@ class ExactSum:
 
     def to_ints(self) -> NDArray[np.object_]:
         """The sums as Python integers (units of 2^-48), whatever the flags."""
-        return self.hi.astype(object) * (1 << 64) + self.lo.astype(object)
+        return np.asarray(self.hi.astype(object) * (1 << 64) + self.lo.astype(object), object)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -117,7 +117,7 @@ class Policy:
 
 def _limit(name: str, value: float) -> int:
     value = float(value)
-    if isnan(value) or value < 0 or float(np.float64(value).astype(np.float16)) != value:
+    if isnan(value) or value < 0 or round_scalar(FP16, value) != value:
         raise ValueError(f"{name} must be a non-negative FP16 number, not {value!r}")
     return encode_scalar(FP16, value)
 

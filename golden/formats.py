@@ -130,9 +130,10 @@ def decode_scalar(info: FormatInfo, pattern: int) -> Fraction | float:
     return -value if negative else value
 
 
-def _nearest_even(value: Fraction) -> int:
-    """`value` rounded to an integer, ties to even (what Python's `round` does on a `Fraction`)."""
-    return round(value)
+def _exponent(magnitude: Fraction) -> int:
+    """The greatest e with 2^e <= magnitude."""
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    return exponent if Fraction(2) ** exponent <= magnitude else exponent - 1
 
 
 def round_scalar(info: FormatInfo, value: Fraction | float, saturate: bool = False) -> Fraction | float:
@@ -162,11 +163,8 @@ def round_scalar(info: FormatInfo, value: Fraction | float, saturate: bool = Fal
     if value == 0:
         return Fraction(0)
     negative, magnitude = value < 0, abs(value)
-    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-    if Fraction(2) ** exponent > magnitude:
-        exponent -= 1
-    quantum = Fraction(2) ** (max(exponent, info.min_exponent) - info.mantissa_bits)
-    rounded = _nearest_even(magnitude / quantum) * quantum
+    quantum = Fraction(2) ** (max(_exponent(magnitude), info.min_exponent) - info.mantissa_bits)
+    rounded = round(magnitude / quantum) * quantum  # ties to even, as Python rounds fractions
     if rounded == 0:
         return -0.0 if negative else Fraction(0)
     largest = Fraction(info.max)
@@ -201,9 +199,7 @@ def encode_scalar(info: FormatInfo, value: Fraction | float) -> int:
         raise ValueError(f"value must be at most {info.max} in {info.name}, not {value!r}")
     if magnitude == 0:
         return 0
-    exponent = info.min_exponent
-    while magnitude >= Fraction(2) ** (exponent + 1):
-        exponent += 1
+    exponent = max(_exponent(magnitude), info.min_exponent)
     units = magnitude / Fraction(2) ** (exponent - info.mantissa_bits)
     if units.denominator != 1:
         raise ValueError(f"value must be representable in {info.name}, not {value!r}")

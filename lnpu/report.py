@@ -5,6 +5,7 @@ import html
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def render_report(report: Mapping[str, Any]) -> str:
     if ops:
         section("Operations", "Every operation, in the order it ran.", _ops_table(ops))
     if settings := report.get("settings"):
-        rows = [(str(key), value if isinstance(value, str) else _number(value)) for key, value in settings.items()]
+        rows = [(str(key), _number(value)) for key, value in settings.items()]
         section("Settings", "What this report was made with.", _table(("setting", "value"), rows, text_columns=2))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -186,11 +187,10 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, bool) or value is None or isinstance(value, (str, list, tuple, dict)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return str(value)
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{float(value):.6g}"
+    number = float(value)
+    return f"{number:,.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:.6g}"
 
 
 def _bits(value: float) -> str:
@@ -371,7 +371,7 @@ def _plot_cycles(ops: Sequence[Mapping[str, Any]]) -> tuple[Figure, float]:
 
 def _plot_utilisation(ops: Sequence[Mapping[str, Any]]) -> tuple[Figure, float]:
     layers, phases = _layers(ops), _phases(ops)
-    figure, (axis,) = _figure(1.4 + (0.14 + 0.15 * len(phases)) * len(layers))
+    figure, (axis,) = _figure(1.4 + (0.1 + 0.11 * len(phases)) * len(layers))
     height = 0.8 / len(phases)
     for index, phase in enumerate(phases):
         position, value = [], []

@@ -187,9 +187,7 @@ async def lengths_come_first(dut):
     bench.policy(*MIXED)
     size = 2 * bench.config.beat
     raw = b"".join(block.tobytes() for block in mixture(random, 20))
-    cocotb.start_soon(
-        bench.source.put([int.from_bytes(raw[k : k + size], "little") for k in range(0, len(raw), size)])
-    )
+    cocotb.start_soon(bench.source.put([int.from_bytes(raw[k : k + size], "little") for k in range(0, len(raw), size)]))
     while not int(dut.o__valid.value):
         await RisingEdge(dut.clk)
     assert int(dut.lengths__valid.value)

@@ -284,20 +284,17 @@ class Bench:
         assert self.memory.requests["table"] == table, f"{what}: table {self.memory.requests['table']}, not {table}"
         wanted = [pack(self.write_layout, write) for write in writes]
         if self.writes != wanted:
-            k = next((k for k, (a, b) in enumerate(zip(self.writes, wanted, strict=False)) if a != b), -1)
-            raise AssertionError(
-                f"{what}: {len(self.writes)} writes, not {len(wanted)}; {k}: "
-                f"{unpack(self.write_layout, self.writes[k]) if self.writes else None}, not {writes[k] if writes else None}"
-            )
+            self._differ(what, self.write_layout, self.writes, wanted)
         wanted = [pack(self.vmem_layout, {"address": address, "row": row}) for address, row in rows]
         if self.sink.words != wanted:
-            k = next((k for k, (a, b) in enumerate(zip(self.sink.words, wanted, strict=False)) if a != b), -1)
-            raise AssertionError(
-                f"{what}: {len(self.sink.words)} rows, not {len(wanted)}; {k}: "
-                f"{unpack(self.vmem_layout, self.sink.words[k]) if self.sink.words else None}, not "
-                f"{rows[k] if rows else None}"
-            )
+            self._differ(what, self.vmem_layout, self.sink.words, wanted)
         assert self.bits == (Counter({fields.get("kind", 0): bits}) if bits else Counter()), f"{what}: {self.bits}"
+
+    def _differ(self, what: str, layout, got: list[int], wanted: list[int]) -> None:
+        """Fail and tell of the first difference."""
+        k = next((k for k, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
+        first = [unpack(layout, words[k]) if k < len(words) else None for words in (got, wanted)]
+        raise AssertionError(f"{what}: {len(got)} writes, not {len(wanted)}; number {k}: {first[0]}, not {first[1]}")
 
     async def load(self, tensor: Tensor, fields: dict, what: str = "") -> int:
         fields = {"slots": tensor.slots, "table": tensor.table} | fields
@@ -490,7 +487,7 @@ async def malformed_commands(dut):
     """Each rule broken: FIELD once, nothing read or written, the next command works; the limits themselves are fine."""
     bench = await Bench(dut, 500).start()
     config, word = bench.config, bench.memory.word
-    good, blocks = bench.tile(channels=64)
+    good, _ = bench.tile(channels=64)
     tensor = Tensor(bench, 400)
     parts, part_bits = bench.parts, bench.parts.bit_length() - 1
     shared = {"log2_block_pixels": 1, "channel_beats": 1, "pixel_blocks": 0}
@@ -597,6 +594,22 @@ async def raw(dut):
 
 
 @cocotb.test()
+async def lone_blocks(dut):
+    """Every block has its length in another word of the table: reads of both clients wait for each other on the bus."""
+    bench = await Bench(dut, 650).start()
+    tensor = Tensor(bench, 0)
+    tensor.slots, tensor.table, step = 1 << 20, 1 << 12, 33
+    for line in range(60):
+        tensor.put(step * line)
+    for latency, memory_stall, sink_stall in ((1, 0.0, 0.9), (60, 0.0, 0.0), (10, 0.5, 0.5)):
+        fields, _ = bench.tile(channels=64, lines=60, pixels=1, target=VMEM, line_blocks=step)
+        bench.memory.latency, bench.memory.stall, bench.sink.stall = latency, memory_stall, sink_stall
+        cycles = await bench.load(tensor, fields, f"latency {latency}")
+        dut._log.info(f"LOAD of lone blocks: {cycles} cycles for 60 with a latency of {latency}")
+        assert len(bench.memory.requests["table"]) == 60
+
+
+@cocotb.test()
 async def throughput(dut):
     """No stalls, some latency: a beat or a word a cycle, whichever binds, also where pixels are small."""
     bench = await Bench(dut, 700).start()
@@ -613,8 +626,8 @@ async def throughput(dut):
             ideal = max(bench.memory.words, beats + leftover)
             first = 2 * bench.memory.latency + 19 * 8 // bench.memory.word + 40
             dut._log.info(
-                f"LOAD {bench.config.axi_bits} bits, beat {bench.beat}, {lines}x{pixels}x{channels} halo {halo} {name}: "
-                f"{cycles} cycles, {beats} beats, {bench.memory.words} words, {blocks} blocks"
+                f"LOAD {bench.config.axi_bits} bits, beat {bench.beat}, {lines}x{pixels}x{channels} halo {halo}, "
+                f"{name}: {cycles} cycles, {beats} beats, {bench.memory.words} words, {blocks} blocks"
             )
             assert cycles < 1.1 * ideal + first, f"{channels} {lines}x{pixels} {name}: {cycles}, ideal {ideal}"
     assert LAYOUTS[Opcode.LOAD].size <= 512 and bench.memory.largest_backlog >= 3

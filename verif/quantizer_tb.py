@@ -77,6 +77,10 @@ async def every_pattern(dut):
             ("underflow", underflow, underflows),
         ):
             wrong = np.flatnonzero(got != expected)
-            assert not len(wrong), f"{context}: {name} of {wrong[0]:#06x} is {got[wrong[0]]:#x}, not {expected[wrong[0]]:#x}"
+            assert not len(wrong), (
+                f"{context}: {name} of {wrong[0]:#06x} is {got[wrong[0]]:#x}, not {expected[wrong[0]]:#x}"
+            )
         bits, golden_codes, golden_underflow = quantize(ALL, Policy(0, lo, hi, BELOW[below], ABOVE[above]))
-        assert (bits == values).all() and (golden_codes == codes).all() and (golden_underflow == underflows).all(), context
+        assert (bits == values).all() and (golden_codes == codes).all() and (golden_underflow == underflows).all(), (
+            context
+        )

@@ -89,7 +89,7 @@ class Bench:
                 dut.read__row.value = int.from_bytes(self.vmem[address].tobytes(), "little")
 
     async def _memory(self) -> None:
-        """Like AxiWriter: takes words of requests that it has taken in an earlier cycle; acknowledges some time later."""
+        """Like AxiWriter: takes words of requests taken in an earlier cycle; acknowledges some time later."""
         dut, draw = self.dut, self.random.random
         step = self.config.axi_bits // 8
         bits = self.config.address_bits
@@ -176,7 +176,9 @@ def walk(command: dict, beat: int):
                     block = line * command["line_blocks"] + pixel * command["pixel_blocks"] + command["pixel_block"]
                 source = []
                 for k in range(j, j + shared):
-                    row = command["source"] + n * command["source_n"] + i * command["source_i"] + k * command["source_j"]
+                    row = (
+                        command["source"] + n * command["source_n"] + i * command["source_i"] + k * command["source_j"]
+                    )
                     source += [(row + b) & 0xFFFF if k < command["j_count"] else None for b in range(rows)]
                 yield block, source
 

@@ -17,6 +17,7 @@ from verif.runner import parameters, rng
 CONFIG = TINY.replace(**parameters()["config"])
 BEAT = CONFIG.beat
 ROW_BYTES = 4 * BEAT
+ROUNDS = parameters()["rounds"]  # random commands of each operation in a test
 ADDRESSES = 1 << 16
 NAN32 = 0x7FC00000
 
@@ -370,7 +371,7 @@ async def random_commands(dut, *, stall: float, rounds: int, default_seed: int) 
     for _ in range(rounds):
         ops = [*VectorOp, VectorOp.SUM, VectorOp.SUM_OUT]
         if not initialised:
-            ops.remove(VectorOp.SUM_OUT), ops.remove(VectorOp.SUM_OUT)
+            ops = [op for op in ops if op != VectorOp.SUM_OUT]
         for op in ops:
             await bench.run(random_command(random, op, beats=24, initialised=initialised))
             seen[op] += 1
@@ -381,13 +382,13 @@ async def random_commands(dut, *, stall: float, rounds: int, default_seed: int) 
 @cocotb.test()
 async def random_stalls(dut):
     """Every operation, random walks, values and shifts, with half the requests and writes held up."""
-    await random_commands(dut, stall=0.5, rounds=14, default_seed=1)
+    await random_commands(dut, stall=0.5, rounds=ROUNDS, default_seed=1)
 
 
 @cocotb.test()
 async def random_free(dut):
     """The same with a memory that always grants."""
-    await random_commands(dut, stall=0.0, rounds=14, default_seed=2)
+    await random_commands(dut, stall=0.0, rounds=ROUNDS, default_seed=2)
 
 
 @cocotb.test()

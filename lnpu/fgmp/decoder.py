@@ -21,7 +21,7 @@ WINDOW_UNITS = 6
 
 
 def decoder_input(config: ChipConfig) -> data.StructLayout:
-    """A word of an encoded block, whether it is the block's last, and the block's length (the same in all its words)."""
+    """A word of an encoded block, whether it is the block's last, and the block's length (the same in each)."""
     return data.StructLayout({"data": config.axi_bits, "last": 1, "length": 5})
 
 
@@ -82,11 +82,13 @@ class Decoder(Block):
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
-        super().__init__({
-            "i": In(stream.Signature(decoder_input(config))),
-            "o": Out(stream.Signature(element_beat(config.beat))),
-            "error": Out(1),
-        })
+        super().__init__(
+            {
+                "i": In(stream.Signature(decoder_input(config))),
+                "o": Out(stream.Signature(element_beat(config.beat))),
+                "error": Out(1),
+            }
+        )
 
     @property
     def suffix(self) -> str:
@@ -398,9 +400,8 @@ class Decoder(Block):
             leftover.eq(~short & ~Mux(cross, there.last, here.last)),
         ]
         with m.If(skipping):
-            with m.If(present):
-                m.d.comb += pop.eq(1)
-                m.d.sync += skipping.eq(~here.last)
+            m.d.comb += pop.eq(present)
+            m.d.sync += skipping.eq(~(present & here.last))
         with m.Elif(go & ~dry):
             m.d.sync += [starved.eq(0), position.eq(end)]
             with m.If(payload.final):

@@ -36,8 +36,15 @@ def encoder_events(config: ChipConfig) -> data.StructLayout:
     return data.StructLayout({"zero": count, "underflow": count, "fp8": count, "fp16": count, "nonfinite": 1})
 
 
-class SramQueue(wiring.Component):
-    """A queue of wide words in an SRAM, one in and one out a cycle; a word needs two cycles to the output.
+class SramFifo(Block):
+    """Holds wide words in an SRAM, one in and one out a cycle, two cycles of latency.
+
+    Parameters
+    ----------
+    width : int
+        Bits in a word.
+    depth : int
+        Number of words, a power of two; one more is held at the output.
 
     Members
     -------
@@ -45,18 +52,23 @@ class SramQueue(wiring.Component):
     """
 
     def __init__(self, *, width: int, depth: int) -> None:
-        assert depth & (depth - 1) == 0
-        self._width, self._depth = width, depth
+        if depth < 2 or depth & (depth - 1):
+            raise ValueError(f"depth must be a power of two from 2, not {depth!r}")
+        self.width, self.depth = width, depth
         super().__init__({"i": In(stream.Signature(unsigned(width))), "o": Out(stream.Signature(unsigned(width)))})
+
+    @property
+    def suffix(self) -> str:
+        return f"{self.width}x{self.depth}"
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.words = words = Sram(depth=self._depth, width=self._width)
-        level = Signal(range(self._depth + 1))
-        at, to = Signal(range(self._depth)), Signal(range(self._depth))
+        m.submodules.words = words = Sram(depth=self.depth, width=self.width)
+        level = Signal(range(self.depth + 1))
+        at, to = Signal(range(self.depth)), Signal(range(self.depth))
         valid, push, pull = Signal(), Signal(), Signal()
         m.d.comb += [
-            self.i.ready.eq(level != self._depth),
+            self.i.ready.eq(level != self.depth),
             push.eq(self.i.valid & self.i.ready),
             pull.eq((level != 0) & (~valid | self.o.ready)),
             words.w_en.eq(push),
@@ -142,16 +154,18 @@ class Encoder(Block):
 
     def __init__(self, *, config: ChipConfig) -> None:
         self._config = config
-        super().__init__({
-            "i": In(stream.Signature(data.ArrayLayout(16, config.beat))),
-            "lo": In(15),
-            "hi": In(15),
-            "below": In(2),
-            "above": In(1),
-            "lengths": Out(stream.Signature(unsigned(5))),
-            "o": Out(stream.Signature(encoded_word(config))),
-            "events": Out(encoder_events(config)),
-        })
+        super().__init__(
+            {
+                "i": In(stream.Signature(data.ArrayLayout(16, config.beat))),
+                "lo": In(15),
+                "hi": In(15),
+                "below": In(2),
+                "above": In(1),
+                "lengths": Out(stream.Signature(unsigned(5))),
+                "o": Out(stream.Signature(encoded_word(config))),
+                "events": Out(encoder_events(config)),
+            }
+        )
 
     @property
     def suffix(self) -> str:
@@ -165,18 +179,21 @@ class Encoder(Block):
         line_bytes = max(word_bytes, 2 * beat)
         line_words = line_bytes // word_bytes
 
-        m.submodules.lines = lines = SramQueue(width=8 * line_bytes, depth=BLOCKS_AHEAD * 2 * BLOCK // line_bytes)
-        meta_layout = data.StructLayout({
-            "nonzero": 2,
-            "precision": 2,
-            "nonzeros": BLOCK,
-            "precisions": BLOCK,
-            "size": 5,  # bytes of header and masks
-            "payload": 8,  # bytes of payloads
-            "length": 5,
-        })
-        m.submodules.metas = metas = SramQueue(width=meta_layout.size, depth=BLOCKS_AHEAD)
-        m.submodules.ahead = ahead = RegisterFifo(unsigned(5), depth=BLOCKS_AHEAD)
+        lines_depth = BLOCKS_AHEAD * 2 * BLOCK // line_bytes
+        lines = place(m, "lines", SramFifo(width=8 * line_bytes, depth=lines_depth))
+        meta_layout = data.StructLayout(
+            {
+                "nonzero": 2,
+                "precision": 2,
+                "nonzeros": BLOCK,
+                "precisions": BLOCK,
+                "size": 5,  # bytes of header and masks
+                "payload": 8,  # bytes of payloads
+                "length": 5,
+            }
+        )
+        metas = place(m, "metas", SramFifo(width=meta_layout.size, depth=BLOCKS_AHEAD))
+        ahead = place(m, "ahead", RegisterFifo(shape=unsigned(5), depth=BLOCKS_AHEAD))
 
         # 1: quantised.
         quantized_valid = Signal()
@@ -226,7 +243,11 @@ class Encoder(Block):
         nonzeros = [code[1] for code in codes]
         precisions = [code.all() for code in codes]
         compacted, compacted_bytes = _compact(
-            m, "payload", 8, payloads, [Cat(nonzero & ~wide, wide) for nonzero, wide in zip(nonzeros, precisions, strict=True)]
+            m,
+            "payload",
+            8,
+            payloads,
+            [Cat(nonzero & ~wide, wide) for nonzero, wide in zip(nonzeros, precisions, strict=True)],
         )
         compacted_precisions, nonzero_count = _compact(m, "precision", 1, precisions, nonzeros)
         m.d.comb += quantized_ready.eq(~packed_valid | packed_ready)
@@ -405,7 +426,9 @@ class Encoder(Block):
         turned = _rotate(m, "word", wanted, turn)
         before = Signal(8 * word_bytes)
         header = Signal(8 * 3 * max(word_bytes, 8))
-        header_words = [header[8 * word_bytes * n : 8 * word_bytes * (n + 1)] for n in range(-(-HEADER_BYTES // word_bytes))]
+        header_words = [
+            header[8 * word_bytes * n : 8 * word_bytes * (n + 1)] for n in range(-(-HEADER_BYTES // word_bytes))
+        ]
         first_byte = Cat(head.nonzero, head.precision, Const(MAGIC, 4))
         precisions_field = Mux(head.precision == PrecisionMode.MIXED, head.precisions, 0)
         with m.If(head.nonzero == NonzeroMode.MASKED):

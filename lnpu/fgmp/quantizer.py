@@ -41,17 +41,19 @@ class Quantizer(Block):
     combinational = True
 
     def __init__(self) -> None:
-        super().__init__({
-            "v": In(16),
-            "lo": In(15),
-            "hi": In(15),
-            "below": In(2),
-            "above": In(1),
-            "code": Out(2),
-            "fp8": Out(8),
-            "value": Out(16),
-            "underflow": Out(1),
-        })
+        super().__init__(
+            {
+                "v": In(16),
+                "lo": In(15),
+                "hi": In(15),
+                "below": In(2),
+                "above": In(1),
+                "code": Out(2),
+                "fp8": Out(8),
+                "value": Out(16),
+                "underflow": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()

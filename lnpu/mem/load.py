@@ -212,8 +212,8 @@ class LoadUnit(Block):
       (whatever the target); i_end > i_count, i_first > i_end or the same of j; `slots` or `table` not a multiple of 32;
       for the cores' buffers: no core, one that there is not, `element` not a multiple of `beat`. LOAD_RAW: a count of
       0, `address` or `pitch` not a multiple of the AXI width. Both: an address beyond `address_bits`.
-    - RANGE: a beat whose destination is outside its buffer, which is dropped; a pixel that is not padding but whose line
-      or number is negative, which is treated as padding.
+    - RANGE: a beat whose destination is outside its buffer, which is dropped; a pixel that is not padding but whose
+      line or number is negative, which is treated as padding.
     - DECODE: a malformed block, or one with a length of 0 or more than 19 in the table, which is not read. It counts
       as a block of zeros.
 
@@ -246,16 +246,18 @@ class LoadUnit(Block):
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
-        super().__init__({
-            "command": In(command_stream()),
-            "busy": Out(1),
-            "error": Out(Error),
-            "table": Out(memory_read_signature(config)),
-            "memory": Out(memory_read_signature(config)),
-            "write": Out(buffer_write(config)),
-            "vmem": Out(stream.Signature(vmem_write(config))),
-            "events": Out(load_events(config)),
-        })
+        super().__init__(
+            {
+                "command": In(command_stream()),
+                "busy": Out(1),
+                "error": Out(Error),
+                "table": Out(memory_read_signature(config)),
+                "memory": Out(memory_read_signature(config)),
+                "write": Out(buffer_write(config)),
+                "vmem": Out(stream.Signature(vmem_write(config))),
+                "events": Out(load_events(config)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()

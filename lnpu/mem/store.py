@@ -5,7 +5,7 @@ the length table. The encoder is between them. The reader's first rows come whil
 the first block is.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, enum
 from amaranth.lib.wiring import In, Out
 
@@ -42,15 +42,17 @@ def store_events(config: ChipConfig) -> data.StructLayout:
     - `plain_bits`: bits that a transfer of this `kind` takes in plain FP16: 1024 for a block, 32 for a raw word.
     """
     count = unsigned(config.beat.bit_length())
-    return data.StructLayout({
-        "zero": count,
-        "underflow": count,
-        "fp8": count,
-        "fp16": count,
-        "nonfinite": 1,
-        "plain_bits": 11,
-        "kind": 3,
-    })
+    return data.StructLayout(
+        {
+            "zero": count,
+            "underflow": count,
+            "fp8": count,
+            "fp16": count,
+            "nonfinite": 1,
+            "plain_bits": 11,
+            "kind": 3,
+        }
+    )
 
 
 class StoreUnit(Block):
@@ -90,14 +92,16 @@ class StoreUnit(Block):
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
-        super().__init__({
-            "command": In(command_stream()),
-            "busy": Out(1),
-            "error": Out(Error),
-            "read": Out(vmem_read_signature(config)),
-            "memory": Out(memory_write_signature(config)),
-            "events": Out(store_events(config)),
-        })
+        super().__init__(
+            {
+                "command": In(command_stream()),
+                "busy": Out(1),
+                "error": Out(Error),
+                "read": Out(vmem_read_signature(config)),
+                "memory": Out(memory_write_signature(config)),
+                "events": Out(store_events(config)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -180,12 +184,10 @@ class StoreUnit(Block):
                     m.next = "REJECT"
             with m.State("REJECT"):
                 m.next = "IDLE"
-            with m.State("WRITE"):
-                with m.If(written):
-                    m.next = "ACKNOWLEDGE"
-            with m.State("ACKNOWLEDGE"):
-                with m.If(self.memory.idle):
-                    m.next = "IDLE"
+            with m.State("WRITE"), m.If(written):
+                m.next = "ACKNOWLEDGE"
+            with m.State("ACKNOWLEDGE"), m.If(self.memory.idle):
+                m.next = "IDLE"
         m.d.comb += self.busy.eq(~command_state.ongoing("IDLE"))
 
         row, row_valid, row_taken, row_loaded = self._reader(m, begin, store, raw, is_raw, most)
@@ -211,7 +213,7 @@ class StoreUnit(Block):
         ]
 
         # Words to memory: `jobs` says what to send for the requests that were taken.
-        m.submodules.jobs = jobs = RegisterFifo(data.StructLayout({"job": Job, "rows": 13}), depth=4)
+        jobs = place(m, "jobs", RegisterFifo(shape=data.StructLayout({"job": Job, "rows": 13}), depth=4))
         table_word = Signal(data.StructLayout({"data": config.axi_bits, "strobe": word_bytes}), reset_less=True)
         table_waits = Signal()
         port = self.memory.data
@@ -224,48 +226,48 @@ class StoreUnit(Block):
             row_taken.eq(Mux(is_raw, raw_taken, half_free)),
             sent.eq(port.valid & port.ready),
         ]
+        # Units of 8 bytes beyond the used length are not written.
         units = word_bytes // 8
-        block_strobe = Signal(word_bytes)
-        used = encoder.o.payload.length[: units.bit_length() - 1] if units > 1 else None
-        m.d.comb += block_strobe.eq((1 << word_bytes) - 1)
-        if units > 1:
-            with m.If(encoder.o.payload.last):
-                for unit in range(1, units):
-                    m.d.comb += block_strobe[8 * unit : 8 * unit + 8].eq(Mux((used == 0) | (used > unit), 0xFF, 0))
-        with m.If(jobs.o.valid):
-            with m.Switch(job.job):
-                with m.Case(Job.BLOCK):
-                    m.d.comb += [
-                        port.valid.eq(encoder.o.valid),
-                        port.payload.data.eq(encoder.o.payload.data),
-                        port.payload.strobe.eq(block_strobe),
-                        encoder.o.ready.eq(port.ready),
-                        jobs.o.ready.eq(sent & encoder.o.payload.last),
-                    ]
-                with m.Case(Job.TABLE):
-                    m.d.comb += [port.valid.eq(1), port.payload.eq(table_word), jobs.o.ready.eq(sent)]
-                    with m.If(sent):
-                        m.d.sync += table_waits.eq(0)
-                with m.Default():
-                    m.d.comb += [
-                        port.valid.eq(row_valid),
-                        port.payload.data.eq(row.as_value().word_select(part, config.axi_bits)),
-                        port.payload.strobe.eq((1 << word_bytes) - 1),
-                        raw_taken.eq(sent & (part == row_words - 1)),
-                        jobs.o.ready.eq(raw_taken & (rows_sent == job.rows - 1)),
-                    ]
-                    with m.If(sent):
-                        m.d.sync += part.eq(Mux(raw_taken, 0, part + 1))
-                    with m.If(raw_taken):
-                        m.d.sync += rows_sent.eq(Mux(jobs.o.ready, 0, rows_sent + 1))
+        used = encoder.o.payload.length[: (units - 1).bit_length()]  # of the last word; 0: all
+        unit_written = [
+            ~encoder.o.payload.last | (used == 0) | (used > unit) if unit else Const(1) for unit in range(units)
+        ]
+        block_strobe = Cat(one.replicate(8) for one in unit_written)
+        with m.If(jobs.o.valid), m.Switch(job.job):
+            with m.Case(Job.BLOCK):
+                m.d.comb += [
+                    port.valid.eq(encoder.o.valid),
+                    port.payload.data.eq(encoder.o.payload.data),
+                    port.payload.strobe.eq(block_strobe),
+                    encoder.o.ready.eq(port.ready),
+                    jobs.o.ready.eq(sent & encoder.o.payload.last),
+                ]
+            with m.Case(Job.TABLE):
+                m.d.comb += [port.valid.eq(1), port.payload.eq(table_word), jobs.o.ready.eq(sent)]
+                with m.If(sent):
+                    m.d.sync += table_waits.eq(0)
+            with m.Default():
+                m.d.comb += [
+                    port.valid.eq(row_valid),
+                    port.payload.data.eq(row.as_value().word_select(part, config.axi_bits)),
+                    port.payload.strobe.eq((1 << word_bytes) - 1),
+                    raw_taken.eq(sent & (part == row_words - 1)),
+                    jobs.o.ready.eq(raw_taken & (rows_sent == job.rows - 1)),
+                ]
+                with m.If(sent):
+                    m.d.sync += part.eq(Mux(raw_taken, 0, part + 1))
+                with m.If(raw_taken):
+                    m.d.sync += rows_sent.eq(Mux(jobs.o.ready, 0, rows_sent + 1))
 
-        block_asked = self._writer(m, encoder, jobs, table_word, table_waits, begin, written, store, raw, is_raw, shared)
-
-        m.d.comb += [self.events[name].eq(encoder.events[name]) for name in ("zero", "underflow", "fp8", "fp16", "nonfinite")]
-        m.d.comb += self.events.kind.eq(Mux(is_raw, raw.kind, store.kind))
-        m.d.sync += self.events.plain_bits.eq(
-            Mux(block_asked, 16 * BLOCK, 0) | Mux(row_loaded & is_raw, 32 * beat, 0)
+        block_asked = self._writer(
+            m, encoder, jobs, table_word, table_waits, begin, written, store, raw, is_raw, shared
         )
+
+        m.d.comb += [
+            self.events[name].eq(encoder.events[name]) for name in ("zero", "underflow", "fp8", "fp16", "nonfinite")
+        ]
+        m.d.comb += self.events.kind.eq(Mux(is_raw, raw.kind, store.kind))
+        m.d.sync += self.events.plain_bits.eq(Mux(block_asked, 16 * BLOCK, 0) | Mux(row_loaded & is_raw, 32 * beat, 0))
         return m
 
     def _reader(self, m, begin, store, raw, is_raw, most):
@@ -386,13 +388,17 @@ class StoreUnit(Block):
         row_bytes = 4 * config.beat
 
         # Blocks: index, and that of the first block of this i, of this n.
-        index, index_i, index_n = (Signal(address_bits, name=f"block{loop}", reset_less=True) for loop in ("", "_i", "_n"))
+        index, index_i, index_n = (
+            Signal(address_bits, name=f"block{loop}", reset_less=True) for loop in ("", "_i", "_n")
+        )
         line_step_n, line_step_i = (Signal(32, name=f"blocks_{loop}", reset_less=True) for loop in "ni")
         pixel_start = Signal(24, reset_less=True)
         factor, pixel_factor = Signal(16, reset_less=True), Signal(16, reset_less=True)
         bit = Signal(4)
         block_step = Signal(8)
-        pixels_left, i_left, n_left = (Signal(12, name=f"{what}_left", reset_less=True) for what in ("pixels", "lines", "n"))
+        pixels_left, i_left, n_left = (
+            Signal(12, name=f"{what}_left", reset_less=True) for what in ("pixels", "lines", "n")
+        )
         block_pixels = Signal(12)
         final = Signal(reset_less=True)
         m.d.comb += [
@@ -524,10 +530,9 @@ class StoreUnit(Block):
                 with m.Else():
                     gather(~gathering)
                     m.next = "BLOCK"
-            with m.State("TABLE"):
-                with m.If(ask_table()):
-                    gather(1)
-                    m.next = "BLOCK"
+            with m.State("TABLE"), m.If(ask_table()):
+                gather(1)
+                m.next = "BLOCK"
             with m.State("BLOCK"):
                 m.d.comb += [
                     wanted.eq(1),
@@ -540,10 +545,9 @@ class StoreUnit(Block):
                     m.next = "NEXT"
                     with m.If(final):
                         m.next = "LAST_TABLE"
-            with m.State("LAST_TABLE"):
-                with m.If(ask_table()):
-                    m.d.sync += gathering.eq(0)
-                    m.next = "SEND"
+            with m.State("LAST_TABLE"), m.If(ask_table()):
+                m.d.sync += gathering.eq(0)
+                m.next = "SEND"
             with m.State("RAW"):
                 m.d.comb += [
                     wanted.eq(1),
@@ -564,10 +568,9 @@ class StoreUnit(Block):
                         ]
                         with m.If(raw_lines == 1):
                             m.next = "SEND"
-            with m.State("SEND"):
-                with m.If(~jobs.o.valid):
-                    m.d.comb += written.eq(1)
-                    m.next = "IDLE"
+            with m.State("SEND"), m.If(~jobs.o.valid):
+                m.d.comb += written.eq(1)
+                m.next = "IDLE"
         return block_asked
 
 

@@ -50,22 +50,24 @@ class ExactSums(Block):
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
         row = vmem_row(config)
-        super().__init__({
-            "start": In(1),
-            "row": In(10),
-            "initialise": In(1),
-            "a_shift": In(signed(8)),
-            "b_shift": In(signed(8)),
-            "add": In(1),
-            "first": In(1),
-            "last": In(1),
-            "a": In(row),
-            "b": In(row),
-            "read": In(1),
-            "read_next": In(1),
-            "round_enable": In(1),
-            "o": Out(row),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "row": In(10),
+                "initialise": In(1),
+                "a_shift": In(signed(8)),
+                "b_shift": In(signed(8)),
+                "add": In(1),
+                "first": In(1),
+                "last": In(1),
+                "a": In(row),
+                "b": In(row),
+                "read": In(1),
+                "read_next": In(1),
+                "round_enable": In(1),
+                "o": Out(row),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()

@@ -46,19 +46,21 @@ class SumLane(Block):
 
     def __init__(self, *, acc_bits: int) -> None:
         self.acc_bits = acc_bits
-        super().__init__({
-            "add": In(1),
-            "first": In(1),
-            "a": In(32),
-            "b": In(32),
-            "a_shift": In(signed(8)),
-            "b_shift": In(signed(8)),
-            "start": In(psum_layout(acc_bits)),
-            "sum": Out(psum_layout(acc_bits)),
-            "round_enable": In(1),
-            "stored": In(psum_layout(acc_bits)),
-            "o": Out(32),
-        })
+        super().__init__(
+            {
+                "add": In(1),
+                "first": In(1),
+                "a": In(32),
+                "b": In(32),
+                "a_shift": In(signed(8)),
+                "b_shift": In(signed(8)),
+                "start": In(psum_layout(acc_bits)),
+                "sum": Out(psum_layout(acc_bits)),
+                "round_enable": In(1),
+                "stored": In(psum_layout(acc_bits)),
+                "o": Out(32),
+            }
+        )
 
     @property
     def suffix(self) -> str:

@@ -58,14 +58,16 @@ class VectorMemory(Block):
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
-        super().__init__({
-            "write_load": In(stream.Signature(vmem_write(config))),
-            "write_drain": In(stream.Signature(vmem_write(config))),
-            "write_vector": In(stream.Signature(vmem_write(config))),
-            "read_store": In(vmem_read_signature(config)),
-            "read_vector": In(vmem_read_signature(config)),
-            "error": Out(1),
-        })
+        super().__init__(
+            {
+                "write_load": In(stream.Signature(vmem_write(config))),
+                "write_drain": In(stream.Signature(vmem_write(config))),
+                "write_vector": In(stream.Signature(vmem_write(config))),
+                "read_store": In(vmem_read_signature(config)),
+                "read_vector": In(vmem_read_signature(config)),
+                "error": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -110,7 +112,5 @@ class VectorMemory(Block):
                     m.d.sync += held.eq(rows.r_data)
             m.d.comb += port.row.eq(Mux(owner == i, rows.r_data, held))
 
-        m.d.comb += self.error.eq(
-            (write_valid & ~inside(write.address)) | (Cat(fires).any() & ~inside(address))
-        )
+        m.d.comb += self.error.eq((write_valid & ~inside(write.address)) | (Cat(fires).any() & ~inside(address)))
         return m

@@ -33,12 +33,14 @@ class Operand(enum.Enum, shape=2):
     C = 2
 
 
-BEAT = data.StructLayout({
-    "valid": 1,  # the last operand of this beat is there
-    "first": 1,  # inner = 0
-    "end": 1,  # last inner
-    "last": 1,  # last beat of the command
-})
+BEAT = data.StructLayout(
+    {
+        "valid": 1,  # the last operand of this beat is there
+        "first": 1,  # inner = 0
+        "end": 1,  # last inner
+        "last": 1,  # last beat of the command
+    }
+)
 
 
 class VectorUnit(Block):
@@ -70,13 +72,15 @@ class VectorUnit(Block):
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
-        super().__init__({
-            "command": In(command_stream()),
-            "busy": Out(1),
-            "error": Out(Error),
-            "read": Out(vmem_read_signature(config)),
-            "write": Out(stream.Signature(vmem_write(config))),
-        })
+        super().__init__(
+            {
+                "command": In(command_stream()),
+                "busy": Out(1),
+                "error": Out(Error),
+                "read": Out(vmem_read_signature(config)),
+                "write": Out(stream.Signature(vmem_write(config))),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -87,7 +91,8 @@ class VectorUnit(Block):
         def op_in(*ops):
             return Cat(command.op == op.value for op in ops).any()
 
-        reads_b, reads_c, sums, summing, rounding, divides = (Signal() for _ in range(6))
+        reads_b, reads_c, divides = Signal(), Signal(), Signal()
+        sums, summing, rounding = Signal(), Signal(), Signal()
         m.d.comb += [
             reads_b.eq(op_in(*READS_B) & ~command.b_immediate),
             reads_c.eq(op_in(*READS_C) & ~command.c_immediate),
@@ -130,7 +135,7 @@ class VectorUnit(Block):
         operand, arrived_operand = Signal(Operand, reset_less=True), Signal(Operand, reset_less=True)
         arrived = Signal()
         arrived_beat = Signal(BEAT, reset_less=True)
-        asking, ask, asked, take, last_operand = (Signal() for _ in range(5))
+        asking, ask, asked, take, last_operand = Signal(), Signal(), Signal(), Signal(), Signal()
         next_operand = Signal(Operand)
         inner_left, outer_left = Signal(16, reset_less=True), Signal(16, reset_less=True)
         first, end = Signal(reset_less=True), Signal()

@@ -34,3 +34,13 @@ def test_sparse_buffer(shape):
 def test_dense_buffer(shape):
     config = ChipConfig(**SHAPES[shape])
     run(DenseBuffer(config=config), "verif.dense_buffer_tb", config=SHAPES[shape], cycles=3000)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_core(shape):
+    commands = 120 if shape == "tiny" else 60
+    run(Core(config=ChipConfig(**SHAPES[shape])), "verif.core_tb", config=SHAPES[shape], commands=commands)
+
+
+def test_shapes():
+    assert ChipConfig(**SHAPES["tiny"]).replace(name="tiny") == TINY

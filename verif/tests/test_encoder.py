@@ -29,17 +29,19 @@ class QuantizerBank(Block):
     combinational = True
 
     def __init__(self) -> None:
-        super().__init__({
-            "v": In(data.ArrayLayout(16, LANES)),
-            "lo": In(15),
-            "hi": In(15),
-            "below": In(2),
-            "above": In(1),
-            "code": Out(data.ArrayLayout(8, LANES)),
-            "fp8": Out(data.ArrayLayout(8, LANES)),
-            "value": Out(data.ArrayLayout(16, LANES)),
-            "underflow": Out(data.ArrayLayout(8, LANES)),
-        })
+        super().__init__(
+            {
+                "v": In(data.ArrayLayout(16, LANES)),
+                "lo": In(15),
+                "hi": In(15),
+                "below": In(2),
+                "above": In(1),
+                "code": Out(data.ArrayLayout(8, LANES)),
+                "fp8": Out(data.ArrayLayout(8, LANES)),
+                "value": Out(data.ArrayLayout(16, LANES)),
+                "underflow": Out(data.ArrayLayout(8, LANES)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()

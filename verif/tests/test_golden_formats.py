@@ -56,7 +56,9 @@ def test_encode_inverts_decode(info):
     expected = np.where(np.isnan(values), info.nan, patterns)
     assert np.array_equal(encode(info, values), expected)
     assert np.array_equal(round_encode(info, values), expected)
-    assert [encode_scalar(info, decode_scalar(info, int(pattern))) for pattern in patterns] == expected.tolist()
+    some = slice(None, None, 1 if info.bits == 8 else 5)
+    scalars = [encode_scalar(info, decode_scalar(info, int(pattern))) for pattern in patterns[some]]
+    assert scalars == expected[some].tolist()
 
 
 def hard_values(info):
@@ -80,7 +82,7 @@ def test_rounding_of_ties_and_their_neighbours(info):
     if expected is not None:
         assert same(rounded, expected.astype(np.float64))
     assert np.array_equal(round_encode(info, values), encode(info, rounded))
-    some = np.random.default_rng(1).permutation(len(values))[:3000]
+    some = np.random.default_rng(1).permutation(len(values))[:1500]
     assert same(rounded[some], [float(round_scalar(info, float(value))) for value in values[some]])
 
 
@@ -98,7 +100,7 @@ def test_rounding_of_all_fp16_against_ml_dtypes(info):
 @pytest.mark.parametrize("info", [*SMALL, FP32], ids=lambda info: info.name)
 def test_saturation(info):
     largest = info.max
-    values = np.array([largest * 1.01, -largest * 1.01, largest * 4, largest, 1e300, -1e300])
+    values = np.array([largest * 1.2, -largest * 1.2, largest * 4, largest, 1e300, -1e300])
     expected = [largest, -largest, largest, largest, largest, -largest]
     assert same(round_to(info, values, saturate=True), expected)
     assert same(decode(info, round_encode(info, values, saturate=True)), expected)
@@ -122,10 +124,10 @@ def test_fp32_rounding_against_numpy():
     with np.errstate(all="ignore"):
         expected = values.astype(np.float32)
     assert same(round_to(FP32, values), expected)
-    finite = np.isfinite(values[:6000])
-    scalar = [float(round_scalar(FP32, Fraction(float(value)))) for value in values[:6000][finite]]
-    zero = expected[:6000][finite] == 0
-    assert same(np.array(scalar)[~zero], expected[:6000][finite][~zero])
+    finite = np.isfinite(values[:3000])
+    scalar = [float(round_scalar(FP32, Fraction(float(value)))) for value in values[:3000][finite]]
+    zero = expected[:3000][finite] == 0
+    assert same(np.array(scalar)[~zero], expected[:3000][finite][~zero])
     assert np.array_equal(round_encode(FP32, values).view(np.float32), expected, equal_nan=True)
 
 

@@ -189,7 +189,7 @@ def test_decoders_agree_on_damaged_blocks():
     rng = np.random.default_rng(5)
     blocks = [raw for policy in POLICIES for raw in encode_blocks(*random_blocks(rng, 6, policy, 0.6))]
     accepted = 0
-    for _ in range(1500):
+    for _ in range(800):
         raw = bytearray(blocks[rng.integers(len(blocks))])
         for _ in range(rng.integers(1, 3)):
             raw[rng.integers(0, len(raw))] ^= 1 << rng.integers(8)
@@ -206,7 +206,7 @@ def test_decoders_agree_on_damaged_blocks():
             assert np.array_equal(fast_bits[0], bits)
             assert np.array_equal(fast_codes[0], codes)
             assert encode_block(bits, codes) == raw  # only what the encoder can write
-    assert accepted > 100
+    assert accepted > 50
 
 
 @pytest.mark.parametrize(

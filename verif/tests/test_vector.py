@@ -9,7 +9,7 @@ from lnpu.vector.vector_unit import VectorUnit
 from verif.runner import run
 
 MEMORIES = {"power_of_two": {"vmem_rows": 256}, "odd": {"vmem_rows": 300, "beat": 8}}
-UNITS = {"beat4": {"sum_rows": 24}, "beat8": {"beat": 8, "sum_rows": 16, "acc_bits": 100}}
+UNITS = {"beat4": ({"sum_rows": 24}, 12), "beat8": ({"beat": 8, "sum_rows": 16, "acc_bits": 100}, 3)}
 
 
 @pytest.mark.parametrize("changes", MEMORIES.values(), ids=MEMORIES)
@@ -17,9 +17,9 @@ def test_vector_memory(changes):
     run(VectorMemory(config=TINY.replace(**changes)), "verif.vector_memory_tb", config=changes)
 
 
-@pytest.mark.parametrize("changes", UNITS.values(), ids=UNITS)
-def test_vector_unit(changes):
-    run(VectorUnit(config=TINY.replace(**changes)), "verif.vector_unit_tb", config=changes)
+@pytest.mark.parametrize(("changes", "rounds"), UNITS.values(), ids=UNITS)
+def test_vector_unit(changes, rounds):
+    run(VectorUnit(config=TINY.replace(**changes)), "verif.vector_unit_tb", config=changes, rounds=rounds)
 
 
 def test_skid_buffer_width():

@@ -1,0 +1,253 @@
+"""The host's side: tensors into and out of the chip's memory, and training steps.
+
+What the host does: it encodes images and initial weights, computes the loss gradient of the logits, starts programs, and
+reads results and counters. Everything else of a training step is computed by the chip.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.fgmp import Quantised, fgmp
+from golden.memory import SLOT_BYTES, TensorLayout
+from golden.vector import loss_and_gradient
+from lnpu.compiler.program import Program
+from lnpu.compiler.tensor import RawTensor, Tensor
+from lnpu.compiler.training import TrainingStep
+from lnpu.config import ChipConfig
+from lnpu.ctrl.counters import COUNTERS
+
+__all__ = ["Device", "Host", "Measurement", "Trainer", "read_raw", "read_tensor", "write_raw", "write_tensor"]
+
+
+class Device(Protocol):
+    """A chip with its memory: the simulation, or anything else that runs programs."""
+
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        """External memory, from address 0."""
+
+    def run_program(self, address: int, commands: int) -> dict[str, int]:
+        """Run a program that is in memory; returns the counters."""
+
+
+def _layout(tensor: Tensor, beat: int) -> TensorLayout:
+    return TensorLayout(tensor.lines, tensor.width, tensor.channels, beat)
+
+
+def write_tensor(memory: NDArray[np.uint8], tensor: Tensor, value: Quantised, beat: int) -> None:
+    """Put a quantised tensor into memory.
+
+    Parameters
+    ----------
+    value : Quantised
+        Shape [images, channels, height, width].
+    """
+    shape = (tensor.images, tensor.channels, tensor.height, tensor.width)
+    if value.bits.shape != shape:
+        raise ValueError(f"{tensor.name} must have shape {shape}, not {value.bits.shape!r}")
+    lines = (tensor.lines, tensor.width, tensor.channels)
+    slots, table = _layout(tensor, beat).pack(
+        *(np.ascontiguousarray(part.transpose(0, 2, 3, 1)).reshape(lines) for part in (value.bits, value.codes))
+    )
+    memory[tensor.slots : tensor.slots + len(slots)] = np.frombuffer(slots, np.uint8)
+    memory[tensor.table : tensor.table + len(table)] = np.frombuffer(table, np.uint8)
+
+
+def read_tensor(memory: NDArray[np.uint8], tensor: Tensor, beat: int) -> Quantised:
+    """A tensor's elements and codes, [images, channels, height, width], as they are in memory.
+
+    Raises
+    ------
+    golden.memory.DecodeError
+        If a block is malformed, or was never written.
+    """
+    layout = _layout(tensor, beat)
+    slots = memory[tensor.slots : tensor.slots + SLOT_BYTES * layout.blocks].tobytes()
+    bits, codes = layout.unpack(slots, memory[tensor.table : tensor.table + layout.blocks].tobytes())
+    shape = (tensor.images, tensor.height, tensor.width, tensor.channels)
+    bits, codes = (part.reshape(shape).transpose(0, 3, 1, 2) for part in (bits, codes))
+    return Quantised(bits, codes, tensor.policy.scale, np.zeros(bits.shape, bool))
+
+
+def write_raw(memory: NDArray[np.uint8], tensor: RawTensor, value: NDArray[np.float32]) -> None:
+    """Put FP32 numbers [rows, channels] into memory, padded with zeros."""
+    if value.shape != (tensor.rows, tensor.channels):
+        raise ValueError(f"{tensor.name} must have shape {(tensor.rows, tensor.channels)}, not {value.shape!r}")
+    padded = np.zeros((tensor.rows, tensor.padded), np.float32)
+    padded[:, : tensor.channels] = value
+    memory[tensor.address : tensor.address + padded.nbytes] = padded.reshape(-1).view(np.uint8)
+
+
+def read_raw(memory: NDArray[np.uint8], tensor: RawTensor) -> NDArray[np.float32]:
+    """FP32 numbers [rows, channels] from memory."""
+    raw = memory[tensor.address : tensor.address + tensor.rows * tensor.pitch].copy()
+    return raw.view(np.float32).reshape(tensor.rows, tensor.padded)[:, : tensor.channels]
+
+
+def _to_pixels(weight: NDArray, padded: int) -> NDArray:
+    """OIHW weights as [taps, input channels (padded), outputs]."""
+    outputs, inputs, height, width = weight.shape
+    pixels = np.zeros((height * width, padded, outputs), weight.dtype)
+    pixels[:, :inputs] = weight.transpose(2, 3, 1, 0).reshape(height * width, inputs, outputs)
+    return pixels
+
+
+def _from_pixels(pixels: NDArray, shape: tuple[int, int, int, int]) -> NDArray:
+    """Inverse of `_to_pixels`."""
+    outputs, inputs, height, width = shape
+    return pixels[:, :inputs].reshape(height, width, inputs, outputs).transpose(3, 2, 0, 1)
+
+
+class Host:
+    """Moves OIHW weights and NCHW activations between NumPy and a device's memory."""
+
+    def __init__(self, config: ChipConfig, memory: NDArray[np.uint8]) -> None:
+        self.beat, self.memory = config.beat, memory
+
+    def write(self, tensor: Tensor, value: Quantised) -> None:
+        """Activations or errors."""
+        write_tensor(self.memory, tensor, value, self.beat)
+
+    def read(self, tensor: Tensor) -> Quantised:
+        """Activations or errors."""
+        return read_tensor(self.memory, tensor, self.beat)
+
+    def write_weight(self, tensor: Tensor, value: Quantised) -> None:
+        """OIHW weights."""
+        parts = [_to_pixels(part, tensor.width).transpose(2, 0, 1)[None] for part in (value.bits, value.codes)]
+        self.write(tensor, Quantised(*parts, value.scale, np.zeros(parts[0].shape, bool)))
+
+    def read_weight(self, tensor: Tensor, shape: tuple[int, int, int, int]) -> Quantised:
+        """OIHW weights or weight gradients of this shape."""
+        value = self.read(tensor)
+        bits, codes = (_from_pixels(part[0].transpose(1, 2, 0), shape) for part in (value.bits, value.codes))
+        return Quantised(bits, codes, value.scale, np.zeros(bits.shape, bool))
+
+    def write_master(self, tensor: RawTensor, value: NDArray[np.float32], padded: int) -> None:
+        """FP32 copies of OIHW weights whose input channels memory pads to `padded`."""
+        write_raw(self.memory, tensor, _to_pixels(value, padded).reshape(tensor.rows, -1))
+
+    def read_master(self, tensor: RawTensor, shape: tuple[int, int, int, int], padded: int) -> NDArray[np.float32]:
+        """FP32 copies of OIHW weights of this shape."""
+        outputs, _, height, width = shape
+        return _from_pixels(read_raw(self.memory, tensor).reshape(height * width, padded, outputs), shape)
+
+    def write_vector(self, tensor: RawTensor, value: NDArray[np.float32]) -> None:
+        """A per-channel vector."""
+        write_raw(self.memory, tensor, np.asarray(value, np.float32).reshape(1, -1))
+
+    def read_vector(self, tensor: RawTensor) -> NDArray[np.float32]:
+        """A per-channel vector."""
+        return read_raw(self.memory, tensor)[0]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Counters of one operation of a program."""
+
+    layer: str
+    phase: str
+    macs_dense: int
+    outputs: tuple[str, ...]
+    counters: dict[str, int]
+
+
+class Trainer:
+    """Runs the programs of a `TrainingStep` on a device.
+
+    Parameters
+    ----------
+    step : TrainingStep
+    device : Device
+        Its memory must be as large as the step's map.
+    progress : callable or None
+        Called with a text when a program starts.
+    """
+
+    def __init__(self, step: TrainingStep, device: Device, progress: Callable[[str], None] | None = None) -> None:
+        if len(device.memory) < step.map.next:
+            raise ValueError(f"the device's memory must have {step.map.next} bytes, not {len(device.memory)}")
+        self.step, self.device = step, device
+        self.host = Host(step.config, device.memory)
+        self.progress = progress or (lambda text: None)
+        for program in (step.forward, step.inference, step.backward, step.update):
+            image = np.frombuffer(program.encode(), np.uint8)
+            address = step.address(program)
+            device.memory[address : address + len(image)] = image
+
+    def weight_shape(self, name: str) -> tuple[int, int, int, int]:
+        """OIHW shape of the weights of node `name`."""
+        node = next(node for node in self.step.graph.nodes if node.name == name)
+        kernel = getattr(node, "kernel", 1)
+        return node.outputs, self.step.graph.shapes[node.x][0], kernel, kernel
+
+    def load(self, parameters: dict[str, NDArray[np.float32]]) -> None:
+        """Set initial parameters (momentum zero): OIHW weights by node name, vectors as "bn.gamma", "bn.beta", "fc.bias".
+
+        Running statistics start at mean 0 and variance 1.
+        """
+        missing = set(self.step.parameters) ^ set(parameters)
+        if missing:
+            raise ValueError(
+                f"parameters must be {', '.join(self.step.parameters)}; wrong: {', '.join(sorted(missing))}"
+            )
+        for name, parameter in self.step.parameters.items():
+            value = np.asarray(parameters[name], np.float32)
+            if parameter.weight is not None:
+                if value.shape != self.weight_shape(name):
+                    raise ValueError(f"{name} must have shape {self.weight_shape(name)}, not {value.shape!r}")
+                padded = parameter.weight.width
+                self.host.write_master(parameter.master, value, padded)
+                self.host.write_master(parameter.momentum, np.zeros_like(value), padded)
+                self.host.write_weight(parameter.weight, fgmp(value, parameter.weight.policy))
+            else:
+                self.host.write_vector(parameter.master, value)
+                self.host.write_vector(parameter.momentum, np.zeros_like(value))
+        for norm in self.step.norms.values():
+            channels = norm.running_mean.channels
+            self.host.write_vector(norm.running_mean, np.zeros(channels, np.float32))
+            self.host.write_vector(norm.running_var, np.ones(channels, np.float32))
+
+    def forward(self, images: NDArray[np.float32], *, training: bool = True) -> NDArray[np.float32]:
+        """Logits [batch, classes] of normalised images [batch, channels, height, width]; see `measurements`."""
+        step = self.step
+        tensor = step.tensors["images"]
+        self.host.write(tensor, fgmp(np.asarray(images, np.float32), tensor.policy))
+        self.measurements = self._run(step.forward if training else step.inference, "feed-forward")
+        return read_raw(self.device.memory, step.tensors[step.graph.nodes[-1].name])
+
+    def train(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+        """One training step; returns the loss. `measurements` then has all operations of the step."""
+        step = self.step
+        logits = self.forward(images)
+        measurements = self.measurements
+        loss, gradient = loss_and_gradient(logits, labels)
+        error = step.tensors[f"d.{step.graph.nodes[-1].name}"]
+        scaled = gradient * np.float32(step.optimiser.loss_scale)
+        self.host.write(error, fgmp(scaled.reshape(*scaled.shape, 1, 1), error.policy))
+        measurements += self._run(step.backward, "back-propagation and weight gradients")
+        measurements += self._run(step.update, "update")
+        self.measurements = measurements
+        return loss
+
+    def _run(self, program: Program, text: str) -> list[Measurement]:
+        self.progress(text)
+        self.device.run_program(self.step.address(program), len(program.commands))
+        measured = []
+        before: dict[str, int] | None = None
+        for mark, operation in zip(program.marks, self.step.operations(program), strict=True):
+            raw = self.device.memory[mark.address : mark.address + 8 * len(COUNTERS)].copy().view(np.uint64)
+            counters = dict(zip(COUNTERS, (int(word) for word in raw), strict=True))
+            if before is not None:
+                difference = {name: counters[name] - before[name] for name in COUNTERS}
+                measured.append(
+                    Measurement(
+                        operation.layer, operation.phase, operation.macs_dense, tuple(operation.outputs), difference
+                    )
+                )
+            before = counters
+        return measured
