@@ -168,7 +168,10 @@ class Network:
     def initial_state(self, parameters: Mapping[str, F32]) -> State:
         """State before the first step: momenta zero, running mean 0 and variance 1."""
         running = {
-            layer.name: (np.zeros_like(parameters[f"{layer.name}.gamma"]), np.ones_like(parameters[f"{layer.name}.gamma"]))
+            layer.name: (
+                np.zeros_like(parameters[f"{layer.name}.gamma"]),
+                np.ones_like(parameters[f"{layer.name}.gamma"]),
+            )
             for layer in self.layers
             if layer.op == "batch_norm"
         }
@@ -290,9 +293,7 @@ class Network:
         """Error of stored tensor `name`, from its uses."""
         mask = tensors[name].values() if name in self._groups and self._groups[name].relu else None
         groups = [
-            group
-            for group in self._groups.values()
-            if name == group.other or (name == group.x and group.norm is None)
+            group for group in self._groups.values() if name == group.other or (name == group.x and group.norm is None)
         ]
         order = {layer.name: index for index, layer in enumerate(self.layers)}
         groups.sort(key=lambda group: -order[group.name])
@@ -403,9 +404,7 @@ def _flat(x: Quantised) -> Quantised:
     return _reshape(x, x.shape[:2])
 
 
-def initial_parameters(
-    layers: Sequence[Layer], channels: int, seed: int = 0
-) -> dict[str, F32]:
+def initial_parameters(layers: Sequence[Layer], channels: int, seed: int = 0) -> dict[str, F32]:
     """He-normal weights, gamma 1, beta and bias 0; `channels` of the images."""
     rng = np.random.default_rng(seed)
     width = {"images": channels}

@@ -149,7 +149,7 @@ def emit_verilog(top: Block, directory: Path) -> list[Path]:
     # Amaranth names a nested submodule "parent.child", which needs an escaped identifier.
     text = re.sub(r"\\([A-Za-z_]\w*(?:\.\w+)+) ", lambda match: match[1].replace(".", "_") + " ", text)
     modules: dict[str, str] = {}
-    for match in re.finditer(r"^(?:\(\*.*\*\)\n)*module (\w+)\(.*?^endmodule\n", text, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^(?:\(\*.*\*\)\n)*module (\w+) *\(.*?^endmodule\n", text, re.MULTILINE | re.DOTALL):
         owner = max((name for name in netlists if match[1] == name or match[1].startswith(f"{name}_")), key=len)
         modules[owner] = modules.get(owner, "") + match[0]
     directory.mkdir(parents=True, exist_ok=True)

@@ -269,7 +269,8 @@ async def ranges(dut):
     walks: list[dict] = [
         {"psum": rows - 1}, {"psum": rows}, {"psum": -1}, {"psum": 2047}, {"psum": -2048},
         {"psum": -2, "psum_w": 1, "count_w": 5}, {"psum": rows - 2, "psum_w": 1, "count_w": 5},
-        {"psum": 0, "psum_w": -2048, "count_w": 5}, {"psum": 3, "psum_h": 2047, "psum_w": 1, "count_w": 2, "count_h": 9},
+        {"psum": 0, "psum_w": -2048, "count_w": 5},
+        {"psum": 3, "psum_h": 2047, "psum_w": 1, "count_w": 2, "count_h": 9},
         {"psum": 0, "psum_n": -2048, "psum_h": -2048, "psum_w": -2048, "count_n": 3, "count_h": 3, "count_w": 3},
         {"psum": 5, "psum_n": -2048, "psum_h": 2047, "psum_w": 1, "count_n": 3, "count_h": 3, "count_w": 3},
         {"psum": 2047, "psum_n": 2047, "psum_h": 2047, "psum_w": -1, "count_n": 1023, "count_h": 2, "count_w": 2},

@@ -2,12 +2,12 @@
 
 from amaranth.hdl import Cat, Module, Mux, Shape, Signal
 from amaranth.lib import data
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
-from lnpu.hdl import Block
+from lnpu.hdl import Block, place
 from lnpu.interfaces import axi_read_signature, memory_read_signature
+from lnpu.mem.fifo import RegisterFifo
 
 __all__ = ["AxiReader", "BurstSplitter", "reader_events_layout"]
 
@@ -156,14 +156,14 @@ class AxiReader(Block):
 
         # Which client the words of each outstanding burst go to.
         route_layout = data.StructLayout({"client": Shape.cast(range(self.clients)), "kind": 3, "last": 1})
-        m.submodules.route = route = SyncFIFO(width=route_layout.size, depth=config.reads_in_flight)
+        route = place(m, "route", RegisterFifo(shape=route_layout, depth=config.reads_in_flight))
+        head = route.o.payload
 
         # Address channel
         burst = BurstSplitter(config, [client.request for client in clients])
         burst.build(m)
         address, length = Signal(config.address_bits, reset_less=True), Signal(8, reset_less=True)
         asking = Signal()
-        pushed = Signal(route_layout)
         m.d.comb += [
             axi.arvalid.eq(asking),
             axi.araddr.eq(address),
@@ -171,12 +171,11 @@ class AxiReader(Block):
             axi.arsize.eq((config.axi_bits // 8).bit_length() - 1),
             axi.arburst.eq(0b01),
             axi.arcache.eq(0b0011),
-            burst.take.eq(burst.valid & route.w_rdy & (~asking | axi.arready)),
-            pushed.client.eq(burst.client),
-            pushed.kind.eq(burst.kind),
-            pushed.last.eq(burst.last),
-            route.w_data.eq(pushed),
-            route.w_en.eq(burst.take),
+            burst.take.eq(burst.valid & route.i.ready & (~asking | axi.arready)),
+            route.i.payload.client.eq(burst.client),
+            route.i.payload.kind.eq(burst.kind),
+            route.i.payload.last.eq(burst.last),
+            route.i.valid.eq(burst.take),
         ]
         with m.If(axi.arready):
             m.d.sync += asking.eq(0)
@@ -187,8 +186,7 @@ class AxiReader(Block):
         word_layout = data.StructLayout({"data": config.axi_bits, "last": 1, "error": 1})
         spare, incoming = Signal(word_layout, reset_less=True), Signal(word_layout)
         spare_valid, word_valid, word_taken = Signal(), Signal(), Signal()
-        head = Signal(route_layout)
-        m.d.comb += [axi.rready.eq(~spare_valid), word_valid.eq(spare_valid | axi.rvalid), head.eq(route.r_data)]
+        m.d.comb += [axi.rready.eq(~spare_valid), word_valid.eq(spare_valid | axi.rvalid)]
         with m.If(spare_valid):
             m.d.comb += incoming.eq(spare)
         with m.Else():
@@ -208,7 +206,7 @@ class AxiReader(Block):
         m.d.comb += [
             ready.eq(~offered.any() | (offered & Cat(client.response.ready for client in clients)).any()),
             word_taken.eq(word_valid & ready),
-            route.r_en.eq(word_taken & incoming.last),
+            route.o.ready.eq(word_taken & incoming.last),
         ]
         for number, client in enumerate(clients):
             m.d.comb += [client.response.valid.eq(offered[number]), client.response.payload.eq(out)]
@@ -221,6 +219,6 @@ class AxiReader(Block):
             self.error.eq(word_taken & incoming.error),
             self.events.beat.eq(word_taken),
             self.events.kind.eq(head.kind),
-            self.events.waiting.eq(route.r_rdy & ~word_valid),
+            self.events.waiting.eq(route.o.valid & ~word_valid),
         ]
         return m

@@ -1,14 +1,14 @@
 """Writes of the chip's clients as AXI4 bursts."""
 
-from amaranth.hdl import Module, Shape, Signal
+from amaranth.hdl import Module, Shape, Signal, unsigned
 from amaranth.lib import data
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from lnpu.bus.axi_reader import BurstSplitter
 from lnpu.config import ChipConfig
-from lnpu.hdl import Block
+from lnpu.hdl import Block, place
 from lnpu.interfaces import axi_write_signature, memory_write_signature
+from lnpu.mem.fifo import RegisterFifo
 
 __all__ = ["AxiWriter", "writer_events_layout"]
 
@@ -71,15 +71,15 @@ class AxiWriter(Block):
 
         # Bursts whose data have not all been sent, and bursts that have not been acknowledged.
         route_layout = data.StructLayout({"client": client_shape, "kind": 3, "length": 8})
-        m.submodules.route = route = SyncFIFO(width=route_layout.size, depth=bursts)
-        m.submodules.pending = pending = SyncFIFO(width=max(client_shape.width, 1), depth=bursts)
+        route = place(m, "route", RegisterFifo(shape=route_layout, depth=bursts))
+        pending = place(m, "pending", RegisterFifo(shape=unsigned(max(client_shape.width, 1)), depth=bursts))
+        head = route.o.payload
 
         # Address channel
         burst = BurstSplitter(config, [client.request for client in clients])
         burst.build(m)
         address, length = Signal(config.address_bits, reset_less=True), Signal(8, reset_less=True)
         asking = Signal()
-        pushed = Signal(route_layout)
         m.d.comb += [
             axi.awvalid.eq(asking),
             axi.awaddr.eq(address),
@@ -87,57 +87,54 @@ class AxiWriter(Block):
             axi.awsize.eq((config.axi_bits // 8).bit_length() - 1),
             axi.awburst.eq(0b01),
             axi.awcache.eq(0b0011),
-            burst.take.eq(burst.valid & route.w_rdy & pending.w_rdy & (~asking | axi.awready)),
-            pushed.client.eq(burst.client),
-            pushed.kind.eq(burst.kind),
-            pushed.length.eq(burst.beats - 1),
-            route.w_data.eq(pushed),
-            route.w_en.eq(burst.take),
-            pending.w_data.eq(burst.client),
-            pending.w_en.eq(burst.take),
+            burst.take.eq(burst.valid & route.i.ready & pending.i.ready & (~asking | axi.awready)),
+            route.i.payload.client.eq(burst.client),
+            route.i.payload.kind.eq(burst.kind),
+            route.i.payload.length.eq(burst.beats - 1),
+            route.i.valid.eq(burst.take),
+            pending.i.payload.eq(burst.client),
+            pending.i.valid.eq(burst.take),
         ]
         with m.If(axi.awready):
             m.d.sync += asking.eq(0)
         with m.If(burst.take):
-            m.d.sync += [asking.eq(1), address.eq(burst.address), length.eq(pushed.length)]
+            m.d.sync += [asking.eq(1), address.eq(burst.address), length.eq(burst.beats - 1)]
 
         # Data channel
         word_layout = data.StructLayout({"data": config.axi_bits, "strobe": config.axi_bits // 8})
         word, last, sending = Signal(word_layout, reset_less=True), Signal(reset_less=True), Signal()
         beat = Signal(8)
-        head = Signal(route_layout)
         free, taken = Signal(), Signal(self.clients)
         m.d.comb += [
             axi.wvalid.eq(sending),
             axi.wdata.eq(word.data),
             axi.wstrb.eq(word.strobe),
             axi.wlast.eq(last),
-            head.eq(route.r_data),
             free.eq(~sending | axi.wready),
-            route.r_en.eq(taken.any() & (beat == head.length)),
+            route.o.ready.eq(taken.any() & (beat == head.length)),
         ]
         with m.If(axi.wready):
             m.d.sync += sending.eq(0)
         for number, client in enumerate(clients):
             m.d.comb += [
-                client.data.ready.eq(free & route.r_rdy & (head.client == number)),
+                client.data.ready.eq(free & route.o.valid & (head.client == number)),
                 taken[number].eq(client.data.ready & client.data.valid),
             ]
             with m.If(taken[number]):
                 m.d.sync += [word.eq(client.data.payload), sending.eq(1)]
         with m.If(taken.any()):
             m.d.sync += [last.eq(beat == head.length), beat.eq(beat + 1)]
-        with m.If(route.r_en):
+        with m.If(route.o.ready):
             m.d.sync += beat.eq(0)
 
         # Acknowledgements
-        m.d.comb += [axi.bready.eq(1), pending.r_en.eq(axi.bvalid)]
+        m.d.comb += [axi.bready.eq(1), pending.o.ready.eq(axi.bvalid)]
         for number, client in enumerate(clients):
             outstanding = Signal(range(bursts + 1), name=f"outstanding_{number}")
             begun, ended = Signal(name=f"begun_{number}"), Signal(name=f"ended_{number}")
             m.d.comb += [
                 begun.eq(burst.take & (burst.client == number)),
-                ended.eq(axi.bvalid & (pending.r_data == number)),
+                ended.eq(axi.bvalid & (pending.o.payload == number)),
                 client.idle.eq(~(burst.valid & (burst.client == number)) & (outstanding == 0)),
             ]
             with m.If(begun & ~ended):

@@ -69,7 +69,10 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How exact sums leave the cores: to FP16 at scale `scale`, or to FP32."""
+    """How exact sums leave the cores: divided by 2^scale and rounded to FP16 or FP32.
+
+    What comes to the vector memory is the rounded value times 2^scale in FP16, the rounded value in FP32.
+    """
 
     fp16: bool
     scale: int = 0
@@ -262,6 +265,14 @@ Epilogue = Callable[[Tile, int, bool], None]
 does what is fused onto it and stores it."""
 
 
+def _check_terms(program: Program, name: str, terms: int) -> None:
+    if terms > program.config.max_terms:
+        raise ValueError(
+            f"{name} must sum up at most {program.config.max_terms} products, which acc_bits = {program.config.acc_bits} "
+            f"hold whatever they are, not {terms}"
+        )
+
+
 def lower_forward(
     program: Program,
     shape: Convolution,
@@ -286,6 +297,7 @@ def lower_forward(
         Called with a channel block when all its tiles have been stored.
     """
     k, s, p = (shape.kernel_height, shape.kernel_width), shape.stride, shape.padding
+    _check_terms(program, f"{out.name} (feed-forward)", shape.channels * k[0] * k[1])
     _Direct(
         program,
         shape.kernel_width,
@@ -317,6 +329,7 @@ def lower_input_grad(
 ) -> None:
     """BP: out = dx, the error of the input. Arguments as in `lower_forward`."""
     k, s, p = (shape.kernel_height, shape.kernel_width), shape.stride, shape.padding
+    _check_terms(program, f"{out.name} (back-propagation)", shape.outputs * k[0] * k[1])
     _Direct(
         program,
         shape.kernel_width,
@@ -720,7 +733,7 @@ class _Direct:
                         )
             return
         source, weight = self.source.policy.scale, self.weight.policy.scale
-        scale = self.rounding.scale if self.rounding.fp16 else 0
+        scale = self.rounding.scale
         self.program.emit(
             Opcode.DRAIN,
             reads=[Region(f"psum {core}")],
@@ -731,7 +744,7 @@ class _Direct:
             count_w=pixels,
             lane_beats=count_rows,
             shift=source + weight - scale,
-            scale=scale,
+            scale=scale if self.rounding.fp16 else 0,
             fp16=int(self.rounding.fp16),
             saturate=int(self.rounding.saturate),
             psum_n=lines * pixels,
@@ -788,6 +801,7 @@ def lower_weight_grad(
     reserve: int = 0,
 ) -> None:
     """WG: out = dw [taps, channels, outputs]. Arguments as in `lower_forward`; tiles are of `out`."""
+    _check_terms(program, f"{out.name} (weight gradient)", shape.batch * shape.out_height * shape.out_width)
     _WeightGrad(program, shape, x, dy, out, rounding, vmem=vmem, vmem_end=vmem_end, reserve=reserve).lower(epilogue)
 
 
@@ -1044,7 +1058,7 @@ class _WeightGrad:
         return page
 
     def _drain(self, core: int, vmem: int, count: int, lanes: int, per_pixel: int, place: int) -> None:
-        scale = self.rounding.scale if self.rounding.fp16 else 0
+        scale = self.rounding.scale
         self.program.emit(
             Opcode.DRAIN,
             reads=[Region(f"psum {core}")],
@@ -1055,7 +1069,7 @@ class _WeightGrad:
             count_w=count,
             lane_beats=lanes // self.config.beat,
             shift=self.x.policy.scale + self.dy.policy.scale - scale,
-            scale=scale,
+            scale=scale if self.rounding.fp16 else 0,
             fp16=int(self.rounding.fp16),
             saturate=int(self.rounding.saturate),
             psum_w=1,

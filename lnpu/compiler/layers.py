@@ -125,6 +125,15 @@ class Workspace:
                 store(tile, halves[i % 2])
 
 
+def check_sum(space: Workspace, name: str, count: int) -> None:
+    """Raise `ValueError` if a sum of `count` products might overflow the accumulators."""
+    config = space.program.config
+    if count > config.max_terms:
+        raise ValueError(
+            f"the sums of {name} have {count} terms; acc_bits = {config.acc_bits} allows {config.max_terms}, use more"
+        )
+
+
 def take_statistics(space: Workspace, y: Tensor, tile: Tile, place: int, *, first: bool) -> None:
     """Add a tile of y to the exact sums of y and of y * y (accumulator rows 0 and up, one set after the other)."""
     shift = y.policy.scale
@@ -152,6 +161,7 @@ def finish_statistics(
     v, rows, shift = space.vectors, y.block_channels // space.beat, y.policy.scale
     s1, s2, mean, var, invstd, a, b, gamma, beta, running, t = (space.vector(i) for i in range(11))
     count = y.images * y.height * y.width
+    check_sum(space, y.name, count)
     inv_n = reciprocal(count)
 
     def op(which: Op, dst: int, x: int, y: int | float | None = None, z: int | float | None = None) -> None:

@@ -454,7 +454,7 @@ class TrainingStep:
             dy,
             self.parameters[stage.name].weight,
             out,
-            Rounding(exact, out.policy.scale),
+            Rounding(True, out.policy.scale) if exact else Rounding(False),
             epilogue,
             vmem=space.tiles,
             vmem_end=space.tiles + room * self.config.cores,

@@ -51,13 +51,13 @@ def unpack(m: Module, pattern: Value, *, exponent_bits: int, fraction_bits: int,
 
 
 def leading_zeros(value: Signal) -> Value:
-    """Number of zeros above the highest one of `value` (its width if it is zero)."""
+    """Number of zeros above the highest one of `value` (its width if it is zero); `value` has two bits or more."""
 
-    def count(bits: Value) -> Value:  # of a power of two of bits that are not all zero
-        if len(bits) == 1:
-            return Const(0, 0)
+    def count(bits: Value) -> Value:  # bits: a power of two of them, not all zero
         half = len(bits) // 2
         high_zero = ~bits[half:].any()
+        if half == 1:
+            return high_zero
         return Cat(Mux(high_zero, count(bits[:half]), count(bits[half:])), high_zero)
 
     width = len(value)

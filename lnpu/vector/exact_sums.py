@@ -78,7 +78,8 @@ class ExactSums(Block):
         # Cycle t of `add`: halves; t + 1: PE's products, read of the stored row; t + 2: sum; t + 3: store.
         load, *_ = self._delays(m, "load", self.add & self.first & ~self.initialise, 1)
         *_, store = self._delays(m, "store", self.add & self.last, self.LATENCY)
-        read_row, write_row = Signal(10, reset_less=True), Signal(10, reset_less=True)
+        read_row = Signal(10, reset_less=True)
+        write_row = Signal(10, reset_less=True)
         with m.If(self.start):
             m.d.sync += [read_row.eq(self.row), write_row.eq(self.row)]
         with m.Else():

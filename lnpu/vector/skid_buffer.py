@@ -34,8 +34,10 @@ class SkidBuffer(Block):
 
     def elaborate(self, platform):
         m = Module()
-        word, spare = Signal(self.width, reset_less=True), Signal(self.width, reset_less=True)
-        full, spare_full = Signal(), Signal()
+        word = Signal(self.width, reset_less=True)
+        spare = Signal(self.width, reset_less=True)
+        full = Signal()
+        spare_full = Signal()
         m.d.comb += [
             self.o.payload.eq(word),
             self.o.valid.eq(full),

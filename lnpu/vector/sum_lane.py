@@ -78,7 +78,8 @@ class SumLane(Block):
                 m.d.sync += half.eq(convert.o)
             halves.append(half)
         a, b = halves
-        added, load = Signal(), Signal()
+        added = Signal()
+        load = Signal()
         m.d.sync += [added.eq(self.add), load.eq(self.add & self.first)]
         m.d.comb += [
             pe.a[0].eq(a),

@@ -73,7 +73,8 @@ class VectorLane(Block):
         ]
 
         # One comparison serves all: a with b, b with 0, or b with c.
-        left, right = Signal(32), Signal(32)
+        left = Signal(32)
+        right = Signal(32)
         with m.Switch(self.op):
             with m.Case(VectorOp.KEEP_POSITIVE):
                 m.d.comb += [left.eq(self.b), right.eq(0)]
@@ -83,7 +84,9 @@ class VectorLane(Block):
                 m.d.comb += [left.eq(self.b), right.eq(self.a)]
             with m.Default():
                 m.d.comb += [left.eq(self.a), right.eq(self.b)]
-        is_greater, is_equal, unordered = Signal(), Signal(), Signal()
+        is_greater = Signal()
+        is_equal = Signal()
+        unordered = Signal()
         m.d.comb += [
             is_greater.eq(greater(m, left, right)),
             is_equal.eq(equal(left, right)),

@@ -91,8 +91,12 @@ class VectorUnit(Block):
         def op_in(*ops):
             return Cat(command.op == op.value for op in ops).any()
 
-        reads_b, reads_c, divides = Signal(), Signal(), Signal()
-        sums, summing, rounding = Signal(), Signal(), Signal()
+        reads_b = Signal()
+        reads_c = Signal()
+        divides = Signal()
+        sums = Signal()
+        summing = Signal()
+        rounding = Signal()
         m.d.comb += [
             reads_b.eq(op_in(*READS_B) & ~command.b_immediate),
             reads_c.eq(op_in(*READS_C) & ~command.c_immediate),
@@ -109,7 +113,8 @@ class VectorUnit(Block):
             & ~(sums & (command.sum + command.outer > config.sum_rows))
         )
 
-        start, done = Signal(), Signal()
+        start = Signal()
+        done = Signal()
         with m.FSM(name="control") as control:
             with m.State("IDLE"):
                 m.d.comb += self.command.ready.eq(1)
@@ -132,13 +137,20 @@ class VectorUnit(Block):
         # goes away once made.
         enable = Signal()  # the pipeline behind moves
         dividing = Signal()
-        operand, arrived_operand = Signal(Operand, reset_less=True), Signal(Operand, reset_less=True)
+        operand = Signal(Operand, reset_less=True)
+        arrived_operand = Signal(Operand, reset_less=True)
         arrived = Signal()
         arrived_beat = Signal(BEAT, reset_less=True)
-        asking, ask, asked, take, last_operand = Signal(), Signal(), Signal(), Signal(), Signal()
+        asking = Signal()
+        ask = Signal()
+        asked = Signal()
+        take = Signal()
+        last_operand = Signal()
         next_operand = Signal(Operand)
-        inner_left, outer_left = Signal(16, reset_less=True), Signal(16, reset_less=True)
-        first, end = Signal(reset_less=True), Signal()
+        inner_left = Signal(16, reset_less=True)
+        outer_left = Signal(16, reset_less=True)
+        first = Signal(reset_less=True)
+        end = Signal()
 
         with m.Switch(operand):
             with m.Case(Operand.A):
@@ -292,7 +304,8 @@ class VectorUnit(Block):
         # Results go out through a buffer, so `enable` hangs on registers only.
         entry = data.StructLayout({"write": vmem_write(config), "last": 1})
         buffer = place(m, "buffer", SkidBuffer(width=entry.size))
-        incoming, outgoing = Signal(entry), data.View(entry, buffer.o.payload)
+        incoming = Signal(entry)
+        outgoing = data.View(entry, buffer.o.payload)
         destination = address("dst")
         m.d.comb += [
             enable.eq(buffer.i.ready),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from golden import memory
-from lnpu.config import TINY, ChipConfig
+from lnpu.config import TINY
 from lnpu.fgmp.decoder import Decoder
 from verif import decoder_tb
 from verif.runner import run
@@ -14,10 +14,6 @@ SHAPES = [(64, 4), (128, 4), (128, 8), (64, 8), (256, 8), (256, 16), (64, 16)]
 def test_decoder(axi_bits: int, beat: int) -> None:
     shape = {"axi_bits": axi_bits, "beat": beat, "lanes": 16}
     run(Decoder(config=TINY.replace(**shape)), "verif.decoder_tb", config=shape)
-
-
-def test_module_name() -> None:
-    assert Decoder(config=ChipConfig()).module_name == "lnpu_decoder_64_4"
 
 
 def test_models_agree() -> None:
