@@ -21,6 +21,8 @@ __all__ = ["Formats", "Hyperparameters", "Layer", "Network", "State", "StepResul
 
 F32 = NDArray[np.float32]
 _F16_ONE = np.uint16(0x3C00)
+_INDEX = Policy.between(0.0, 448.0, below="fp8")
+"""Of tap indices: FP8 where that holds them, else FP16."""
 _OPS = ("conv", "batch_norm", "add", "relu", "max_pool", "global_average_pool", "linear")
 
 
@@ -220,6 +222,7 @@ class Network:
                 x = tensors[layer.inputs[0]]
                 values, winner = vector.max_pool(x.values(), layer.kernel, layer.stride, layer.padding)
                 tensors[name], saved["winner"][name] = self._encode(values, "activation"), winner
+                tensors[f"{name}.winner"] = fgmp(winner.astype(np.float32), _INDEX)
             elif layer.op == "global_average_pool":
                 pooled = vector.global_average_pool(tensors[layer.inputs[0]])
                 tensors[name] = self._encode(pooled[:, :, None, None], "activation")

@@ -128,6 +128,17 @@ class ChipConfig:
         return 1 << (self.acc_bits - 81)
 
     @property
+    def sram_bytes(self) -> float:
+        """On-chip SRAM: buffers and partial sums of the cores, vector memory, exact accumulators."""
+        element, psum = 16 + 2, self.acc_bits + 3
+        core = (
+            2 * self.rows * self.depth * element
+            + 2 * self.dense_rows * self.lanes * 16
+            + self.psum_rows * self.lanes * psum
+        )
+        return (self.cores * core + self.vmem_rows * self.beat * 32 + self.sum_rows * self.beat * psum) / 8
+
+    @property
     def block_beats(self) -> int:
         """Element beats in an encoded block."""
         return BLOCK // self.beat

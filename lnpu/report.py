@@ -63,7 +63,7 @@ tr.total td { font-weight: 600; border-top: 2px solid #d0d5da; }
 
 
 def write_report(directory: Path | str, report: Mapping[str, Any]) -> Path:
-    """Write `report.html` and `report.json`.
+    """Write `index.html` and `report.json`.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def write_report(directory: Path | str, report: Mapping[str, Any]) -> Path:
     page = render_report(report)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "report.json").write_text(json.dumps(report, indent=2, default=_plain) + "\n")
-    path = directory / "report.html"
+    path = directory / "index.html"
     path.write_text(page)
     return path
 

@@ -1,5 +1,6 @@
 """The chip as Verilog: emission with a table of its ports, lint, and a check that it can be synthesised."""
 
+import argparse
 import importlib.util
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from amaranth.hdl import Shape
 from amaranth.lib.wiring import Out
 
-from lnpu.config import ChipConfig
+from lnpu.config import CONFIGS, ChipConfig, get_config
 from lnpu.hdl import Block, emit_verilog
 from lnpu.toolchain import RTL, ToolError, verilator_environment
 
@@ -184,3 +185,32 @@ def check_synthesis(files: Iterable[Path], *, top: str | None = None) -> list[st
     if result.returncode:
         raise SynthesisError("Yosys refused the design:\n" + "\n".join(log.strip().splitlines()[-20:]))
     return [line for line in log.splitlines() if line.startswith("Warning:")]
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m lnpu.verilog", description="Write the Verilog of a chip.")
+    parser.add_argument("config", nargs="?", default="tiny", help=f"one of {', '.join(CONFIGS)} (default: tiny)")
+    parser.add_argument("--directory", type=Path, help="where to (default: rtl/<config>)")
+    parser.add_argument("--lint", action="store_true", help="run Verilator's lint on it, and Yosys' synthesis checks")
+    arguments = parser.parse_args()
+    try:
+        config = get_config(arguments.config)
+    except ValueError as error:
+        parser.error(str(error))
+    files = write_verilog(config, arguments.directory)
+    print(f"{files[0].parent}: {len(files)} Verilog files, top module {files[0].stem}")
+    if not arguments.lint:
+        return 0
+    findings = lint(files)
+    print("\n".join([*findings, f"lint: {len(findings)} findings"]))
+    try:
+        warnings = check_synthesis(files)
+    except (SynthesisError, ToolError) as error:
+        print(error)
+        return 1
+    print("\n".join([*warnings, f"synthesis check: passed, {len(warnings)} warnings"]))
+    return bool(findings)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

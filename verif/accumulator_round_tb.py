@@ -60,11 +60,12 @@ def magnitudes(acc_bits: int) -> list[int]:
     values = {0, 1, 2, 3, top, top - 1}
     for place in range(0, acc_bits - 1, 5):
         values |= {1 << place, (1 << place) - 1, (1 << place) + 1}
-        for bits in (11, 24):
-            if place + bits + 2 < acc_bits:
-                for head in (1 << (bits - 1), (1 << (bits - 1)) + 1, (1 << bits) - 1, (1 << bits) - 2):
-                    tie = (2 * head + 1) << place
-                    values |= {tie, tie - 1, tie + 1}
+    for bits in (11, 24):
+        highest = acc_bits - 2 - bits
+        for place in (*range(0, highest, 5), highest):
+            for head in (1 << (bits - 1), (1 << (bits - 1)) + 1, (1 << bits) - 1, (1 << bits) - 2):
+                tie = (2 * head + 1) << place
+                values |= {tie, tie - 1, tie + 1}
     return sorted(value for value in values if 0 <= value <= top)
 
 

@@ -25,7 +25,8 @@ READ = {
     for name in ("request", "response")
 }
 WRITE = {
-    name: memory_write_signature(CONFIG).members[name].signature.members["payload"].shape for name in ("request", "data")
+    name: memory_write_signature(CONFIG).members[name].signature.members["payload"].shape
+    for name in ("request", "data")
 }
 UNIT_OF = {
     Opcode.LOAD: Unit.LOAD,

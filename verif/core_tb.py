@@ -75,9 +75,7 @@ class Visit:
         self.zeros, self.padding = int((codes == 0).sum()), int((codes == 1).sum())
         self.n8, self.n16 = int((codes == 2).sum()), int((codes == 3).sum())
         self.cycles = cycles_of(self.nonzero, self.fp8)
-        self.elements = [
-            (int(bench.sparse.data[page, row, k]), dense + int(k)) for k in np.flatnonzero(self.nonzero)
-        ]
+        self.elements = [(int(bench.sparse.data[page, row, k]), dense + int(k)) for k in np.flatnonzero(self.nonzero)]
         self.in_range = all(0 <= row < config.dense_rows for _, row in self.elements)
 
 
@@ -117,7 +115,9 @@ class Bench:
             random.random(beat) < self.density, np.where(random.random(beat) < self.mixture, 2, 3),
             random.integers(2, size=beat),
         )  # fmt: skip
-        fp16 = np.where(random.random(beat) < 0.1, random.choice(CORNERS, size=beat), random.integers(0x7C00, size=beat))
+        fp16 = np.where(
+            random.random(beat) < 0.1, random.choice(CORNERS, size=beat), random.integers(0x7C00, size=beat)
+        )
         fp16 = np.where((fp16 & 0x7FFF > 0x7C00) & (random.random(beat) < 0.9), 0x3C00, fp16)
         fp16 = np.where(fp16 & 0x7FFF == 0, 0x8001, fp16)
         data = np.choose(code, [0, 0, random.choice(FP8_NONZERO, size=beat), fp16])
@@ -329,7 +329,17 @@ async def begin(dut) -> Bench:
 
 def mixtures():
     """Densities of non-zeros and shares of FP8 among them."""
-    return [(0.0, 0.5), (0.02, 0.5), (0.1, 0.9), (0.3, 1.0), (0.5, 0.0), (0.5, 0.5), (0.9, 0.95), (1.0, 1.0), (1.0, 0.0)]
+    return [
+        (0.0, 0.5),
+        (0.02, 0.5),
+        (0.1, 0.9),
+        (0.3, 1.0),
+        (0.5, 0.0),
+        (0.5, 0.5),
+        (0.9, 0.95),
+        (1.0, 1.0),
+        (1.0, 0.0),
+    ]
 
 
 @cocotb.test()

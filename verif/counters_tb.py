@@ -111,11 +111,12 @@ async def _pulse(dut, name: str) -> None:
 @cocotb.test()
 async def list_of_counters(dut):
     """The order of docs/architecture.md."""
-    names = (
-        "cycles commands core_busy mac16 mac8 skipped_zero skipped_padding visits load_busy store_busy vector_busy "
-        "drain_busy read_beats write_beats read_wait stored_zero stored_underflow stored_fp8 stored_fp16"
-    ).split()
-    for kind in "program activation error weight gradient optimizer norm other".split():
+    names = [
+        "cycles", "commands", "core_busy", "mac16", "mac8", "skipped_zero", "skipped_padding", "visits", "load_busy",
+        "store_busy", "vector_busy", "drain_busy", "read_beats", "write_beats", "read_wait", "stored_zero",
+        "stored_underflow", "stored_fp8", "stored_fp16",
+    ]  # fmt: skip
+    for kind in ("program", "activation", "error", "weight", "gradient", "optimizer", "norm", "other"):
         names += [f"read_bits_{kind}", f"write_bits_{kind}", f"plain_read_bits_{kind}", f"plain_write_bits_{kind}"]
     assert list(COUNTERS) == names
 

@@ -37,6 +37,7 @@ class Memory:
         self.word = config.axi_bits // 8
         self.content: dict[int, bytes] = {}  # 8 bytes each
         self.latency, self.stall, self.spread = 10, 0.0, 0
+        self.depth = 100  # requests that it accepts before it has answered
         signature = memory_read_signature(config)
         self.request_layout = signature.members["request"].signature.members["payload"].shape
         self.response_layout = signature.members["response"].signature.members["payload"].shape
@@ -105,7 +106,7 @@ class Memory:
                 if head[2] == 0:
                     queue.pop(0)
             for k, (client, port) in enumerate(ports.items()):
-                willing = bool(draws[drawn + 1 + k] >= self.stall)
+                willing = bool(draws[drawn + 1 + k] >= self.stall) and len(queue) < self.depth
                 if willing != ready[client]:
                     ready[client] = willing
                     port[1].value = int(willing)
@@ -501,10 +502,12 @@ async def malformed_commands(dut):
         {"i_end": good["i_count"] + 1}, {"i_first": 3, "i_end": 2}, {"j_end": good["j_count"] + 1}, {"j_first": 4095},
         *({"slots": tensor.slots + (1 << k)} for k in range(5)),
         *({"table": tensor.table + (1 << k)} for k in range(5)),
-        {"cores": 0}, {"cores": 1 << config.cores}, {"cores": 0x8001}, {"target": DENSE, "cores": 0},
+        {"cores": 0}, {"target": DENSE, "cores": 0},
         *({"element": 1 << k} for k in range(part_bits) if 1 << k < bench.beat),
         {"target": DENSE, "element": bench.beat - 1},
     ]  # fmt: skip
+    if config.cores < 16:
+        bad += [{"cores": 1 << config.cores}, {"cores": 0x8001}]
     if config.address_bits < 40:
         bad += [{"slots": 1 << config.address_bits}, {"table": 1 << 39}]
     fine = [
@@ -601,9 +604,12 @@ async def lone_blocks(dut):
     tensor.slots, tensor.table, step = 1 << 20, 1 << 12, 33
     for line in range(60):
         tensor.put(step * line)
-    for latency, memory_stall, sink_stall in ((1, 0.0, 0.9), (60, 0.0, 0.0), (10, 0.5, 0.5)):
+    for latency, memory_stall, sink_stall, depth in (
+        (1, 0.0, 0.9, 100), (60, 0.0, 0.0, 100), (10, 0.5, 0.5, 8), (5, 0.0, 0.5, 3), (5, 0.0, 0.0, 1),
+    ):  # fmt: skip
         fields, _ = bench.tile(channels=64, lines=60, pixels=1, target=VMEM, line_blocks=step)
-        bench.memory.latency, bench.memory.stall, bench.sink.stall = latency, memory_stall, sink_stall
+        bench.memory.latency, bench.memory.stall, bench.memory.depth = latency, memory_stall, depth
+        bench.sink.stall = sink_stall
         cycles = await bench.load(tensor, fields, f"latency {latency}")
         dut._log.info(f"LOAD of lone blocks: {cycles} cycles for 60 with a latency of {latency}")
         assert len(bench.memory.requests["table"]) == 60

@@ -53,7 +53,7 @@ class Bench:
         self.stall = stall or Stall()
         self.random = Random(seed)
         self.commands = Source(dut, "command", seed=seed)
-        self.base = 0 if self.config.address_bits == 32 else 0xA5 << 32
+        self.base = (0xA5 << 32) & ((1 << self.config.address_bits) - 1)
         self.image = bytearray(self.random.randbytes(WINDOW))
         self.vmem = np.zeros((1 << 16, self.config.beat), np.float32)
         self.requests: list[tuple[int, int, int]] = []

@@ -79,8 +79,7 @@ class AxiLiteSlave(Block):
             with m.State("ANSWER"):
                 m.d.sync += [axi.rvalid.eq(1), axi.rdata.eq(self.read_data), axi.rresp.eq(self.read_refused << 1)]
                 m.next = "GIVE"
-            with m.State("GIVE"):
-                with m.If(axi.rready):
-                    m.d.sync += axi.rvalid.eq(0)
-                    m.next = "IDLE"
+            with m.State("GIVE"), m.If(axi.rready):
+                m.d.sync += axi.rvalid.eq(0)
+                m.next = "IDLE"
         return m

@@ -164,7 +164,7 @@ class TrainingStep:
                 case PoolStage():
                     self._tensor(stage.name, activation, formats.activation, shape)
                     if isinstance(stage.node, MaxPool):
-                        index = Policy(lo_bits=0, hi_bits=0x5F00, below="fp8", above="fp16")
+                        index = Policy.between(0.0, 448.0, below="fp8")
                         self._tensor(f"{stage.name}.winner", activation, index, shape)
             self._tensor(f"d.{stage.name}", TensorKind.ERROR, formats.error, shape)
 

@@ -138,17 +138,19 @@ class Core(Block):
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
-        super().__init__({
-            "index": In(4),
-            "command": In(command_stream()),
-            "busy": Out(1),
-            "error": Out(Error),
-            "write": In(buffer_write(config)),
-            "psum_request": In(stream.Signature(12)),
-            "psum_hold": In(1),
-            "psum": Out(data.ArrayLayout(psum_layout(config.acc_bits), config.lanes)),
-            "events": Out(core_events()),
-        })
+        super().__init__(
+            {
+                "index": In(4),
+                "command": In(command_stream()),
+                "busy": Out(1),
+                "error": Out(Error),
+                "write": In(buffer_write(config)),
+                "psum_request": In(stream.Signature(12)),
+                "psum_hold": In(1),
+                "psum": Out(data.ArrayLayout(psum_layout(config.acc_bits), config.lanes)),
+                "events": Out(core_events()),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -224,9 +226,14 @@ class Core(Block):
             ]
         look_error = Signal()
         m.d.comb += look_error.eq(~look_ok | (nonzero & outside).any())
-        payload = data.StructLayout({
-            "masks": visit_layout(config), "row": row_bits, "psum": psum_bits, "dense": dense_bits,
-        })
+        payload = data.StructLayout(
+            {
+                "masks": visit_layout(config),
+                "row": row_bits,
+                "psum": psum_bits,
+                "dense": dense_bits,
+            }
+        )
         queue = place(m, "queue", SkidBuffer(width=payload.size))
         queue_i, queue_o = Signal(payload), Signal(payload)
         m.d.comb += [
@@ -270,22 +277,13 @@ class Core(Block):
                 occupied.eq(1),
             ]
 
-        class Item:  # what a cycle does to the partial sums, in the stages from A on
-            def __init__(self, stage: str) -> None:
-                self.load = Signal(name=f"{stage}_load")  # the PEs start another row
-                self.read = Signal(name=f"{stage}_read")  # ... with the sums in the store
-                self.store = Signal(name=f"{stage}_store")  # the row before is stored
-                self.psum = Signal(psum_bits, name=f"{stage}_psum", reset_less=True)
-                self.left = Signal(psum_bits, name=f"{stage}_left", reset_less=True)
-                self.all = Cat(self.load, self.read, self.store, self.psum, self.left)
-
         issue = skip.issue.p
         issuing = Signal()
         flush = Signal()
         first = Signal()
         reads = Signal()  # a row must be read for the visit
         blocked = Signal()
-        z, a, d, e = (Item(stage) for stage in "zade")
+        z, a, d, e = (_Item(stage, psum_bits) for stage in "zade")
         m.d.comb += [
             first.eq(skip.issue.valid & issue.first & change),
             reads.eq(first & ~command.initialise),
@@ -385,15 +383,25 @@ class Core(Block):
                 with m.Else():
                     m.d.comb += self.error.eq(Error.FIELD)
                     m.next = "IDLE"
-            with m.State("WALK"):
-                with m.If(~(walk.visit.valid | look_valid | queue.o.valid | skip.issue.valid)):
-                    m.d.comb += flush.eq(1)
-                    m.d.sync += occupied.eq(0)
-                    m.next = "FLUSH"
-            with m.State("FLUSH"):
-                with m.If(~(a.store | d.store)):
-                    m.next = "IDLE"
+            with m.State("WALK"), m.If(~(walk.visit.valid | look_valid | queue.o.valid | skip.issue.valid)):
+                m.d.comb += flush.eq(1)
+                m.d.sync += occupied.eq(0)
+                m.next = "FLUSH"
+            with m.State("FLUSH"), m.If(~(a.store | d.store)):
+                m.next = "IDLE"
         return m
+
+
+class _Item:
+    """What a cycle does to the partial sums, in the stages Z, A, D and E."""
+
+    def __init__(self, stage: str, row_bits: int) -> None:
+        self.load = Signal(name=f"{stage}_load")  # the PEs start another row ...
+        self.read = Signal(name=f"{stage}_read")  # ... from the sums in the store, not from zero
+        self.store = Signal(name=f"{stage}_store")  # the row before goes to the store
+        self.psum = Signal(row_bits, name=f"{stage}_psum", reset_less=True)
+        self.left = Signal(row_bits, name=f"{stage}_left", reset_less=True)
+        self.all = Cat(self.load, self.read, self.store, self.psum, self.left)
 
 
 def _inside(address, size: int):

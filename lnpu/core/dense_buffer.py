@@ -36,13 +36,15 @@ class DenseBuffer(Block):
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
-        super().__init__({
-            "write": In(buffer_write(config)),
-            "enable": In(2),
-            "page": In(1),
-            "row": In(data.ArrayLayout((config.dense_rows - 1).bit_length(), 2)),
-            "value": Out(data.ArrayLayout(data.ArrayLayout(16, config.lanes), 2)),
-        })
+        super().__init__(
+            {
+                "write": In(buffer_write(config)),
+                "enable": In(2),
+                "page": In(1),
+                "row": In(data.ArrayLayout((config.dense_rows - 1).bit_length(), 2)),
+                "value": Out(data.ArrayLayout(data.ArrayLayout(16, config.lanes), 2)),
+            }
+        )
 
     @property
     def suffix(self) -> str:

@@ -33,14 +33,16 @@ class PsumStore(Block):
         self.config = config
         row = (config.psum_rows - 1).bit_length()
         line = data.ArrayLayout(psum_layout(config.acc_bits), config.lanes)
-        super().__init__({
-            "write_enable": In(1),
-            "write_row": In(row),
-            "write": In(line),
-            "read_enable": In(1),
-            "read_row": In(row),
-            "read": Out(line),
-        })
+        super().__init__(
+            {
+                "write_enable": In(1),
+                "write_row": In(row),
+                "write": In(line),
+                "read_enable": In(1),
+                "read_row": In(row),
+                "read": Out(line),
+            }
+        )
 
     @property
     def suffix(self) -> str:

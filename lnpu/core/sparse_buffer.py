@@ -39,18 +39,20 @@ class SparseBuffer(Block):
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
         row, k = (config.rows - 1).bit_length(), (config.depth - 1).bit_length()
-        super().__init__({
-            "write": In(buffer_write(config)),
-            "codes_enable": In(1),
-            "codes_page": In(1),
-            "codes_row": In(row),
-            "codes": Out(data.ArrayLayout(2, config.depth)),
-            "element_enable": In(2),
-            "element_page": In(1),
-            "element_row": In(row),
-            "k": In(data.ArrayLayout(k, 2)),
-            "element": Out(data.ArrayLayout(16, 2)),
-        })
+        super().__init__(
+            {
+                "write": In(buffer_write(config)),
+                "codes_enable": In(1),
+                "codes_page": In(1),
+                "codes_row": In(row),
+                "codes": Out(data.ArrayLayout(2, config.depth)),
+                "element_enable": In(2),
+                "element_page": In(1),
+                "element_row": In(row),
+                "k": In(data.ArrayLayout(k, 2)),
+                "element": Out(data.ArrayLayout(16, 2)),
+            }
+        )
 
     @property
     def suffix(self) -> str:

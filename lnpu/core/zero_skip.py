@@ -17,13 +17,15 @@ def visit_layout(config: ChipConfig) -> data.StructLayout:
 
 def issue_layout(config: ChipConfig) -> data.StructLayout:
     """Elements of one cycle: k[0], which is even, if enable[0] is set and k[1], which is odd, if enable[1] is."""
-    return data.StructLayout({
-        "first": 1,  # of the visit
-        "last": 1,
-        "fp16": 1,  # the (one) element is FP16
-        "enable": 2,
-        "k": data.ArrayLayout((config.depth - 1).bit_length(), 2),
-    })
+    return data.StructLayout(
+        {
+            "first": 1,  # of the visit
+            "last": 1,
+            "fp16": 1,  # the (one) element is FP16
+            "enable": 2,
+            "k": data.ArrayLayout((config.depth - 1).bit_length(), 2),
+        }
+    )
 
 
 class ZeroSkip(Block):
@@ -46,10 +48,12 @@ class ZeroSkip(Block):
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
-        super().__init__({
-            "visit": In(stream.Signature(visit_layout(config))),
-            "issue": Out(stream.Signature(issue_layout(config))),
-        })
+        super().__init__(
+            {
+                "visit": In(stream.Signature(visit_layout(config))),
+                "issue": Out(stream.Signature(issue_layout(config))),
+            }
+        )
 
     @property
     def suffix(self) -> str:

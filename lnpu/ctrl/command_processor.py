@@ -1,7 +1,7 @@
 """Fetches a program, starts its commands on the units and ends it."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
-from amaranth.lib import data, wiring
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
@@ -28,8 +28,8 @@ class CommandProcessor(Block):
     Commands are fetched ahead, into room for `CommandProcessor.PREFETCH` commands, and start in order. A command is
     looked at for a cycle (unknown opcode, bits beyond its fields, cores of MULTIPLY, address of MARK), waits until the
     units and cores of its wait masks are idle and its own unit is ready (MULTIPLY: all its cores), and is offered to it
-    in the next cycle. Bits of the wait masks without a unit or core are as if it were idle. From the memory's answers, a
-    command can start every four cycles.
+    in the next cycle. Bits of the wait masks without a unit or core are as if it were idle. A command can start every
+    four cycles, but also not faster than one word of the bus a cycle brings them.
 
     The program ends at END, at the first error or by an abort: then nothing more is started, and when every unit is
     idle, prefetched commands have come (and been dropped), and nothing has happened for `CommandProcessor.SETTLE`
@@ -62,7 +62,8 @@ class CommandProcessor(Block):
     core_busy : In(config.cores)
         As for the units.
     load_error, store_error, vector_error, drain_error : In(Error)
-        `Error.NONE`, or for a cycle the code of an error. At the latest `SETTLE - 3` cycles after the first cycle of `busy` low.
+        `Error.NONE`, or for a cycle the code of an error. At the latest `SETTLE - 3` cycles after the first cycle in
+        which `busy` is low.
     core_error : In(ArrayLayout(Error, config.cores))
     vmem_error, read_error, write_error : In(1)
         Pulses, counted as RANGE, READ and WRITE.
@@ -171,6 +172,14 @@ class CommandProcessor(Block):
         m.d.comb += idle.eq(awaited == 0)
         return following, complete, idle
 
+    @staticmethod
+    def _bits_of(codes: list[Value]) -> Value:
+        """One bit for each error code that is there; none for `Error.NONE`."""
+        bits = Const(0, 16)
+        for code in codes:
+            bits |= Const(1, 16) << code
+        return Cat(Const(0, 1), bits[1:16])
+
     def _build_errors(self, m: Module, failure: Signal) -> None:
         """Collect errors in `control.code` and `control.detail`. `failure`: of the command processor itself."""
         control = self.control
@@ -182,25 +191,17 @@ class CommandProcessor(Block):
             Mux(self.write_error, Error.WRITE.value, Error.NONE.value),
         ]
         first, seen = Signal(4), Signal(16)
-        first_now, seen_now = Signal(4), Signal(16)
+        first_now, codes = Signal(4), []
         for number, pulse in reversed(list(enumerate(pulses))):
             code = Signal(4, name=f"error_{number}")
+            codes.append(code)
             m.d.comb += code.eq(pulse)
             with m.If(code != 0):
                 m.d.comb += first_now.eq(code)
-            with m.Switch(code):
-                for bit in Error:
-                    if bit is not Error.NONE:
-                        with m.Case(bit.value):
-                            m.d.comb += seen_now[bit.value].eq(1)
-        m.d.sync += [first.eq(first_now), seen.eq(seen_now)]
+        m.d.sync += [first.eq(first_now), seen.eq(self._bits_of(codes))]
 
         failed = Signal(16)
-        with m.Switch(failure):
-            for bit in Error:
-                if bit is not Error.NONE:
-                    with m.Case(bit.value):
-                        m.d.comb += failed[bit.value].eq(1)
+        m.d.comb += failed.eq(self._bits_of([failure.as_value()]))
         with m.If(control.busy):
             m.d.sync += control.detail.eq(control.detail | seen | failed)
             with m.If(control.code == 0):
@@ -367,9 +368,8 @@ class CommandProcessor(Block):
                     next_counter.eq(next_counter + 1),
                 ]
                 m.next = "MARK_READ"
-            with m.State("MARK_FINISH"):
-                with m.If(self.mark.idle):
-                    m.next = "NEXT"
+            with m.State("MARK_FINISH"), m.If(self.mark.idle):
+                m.next = "NEXT"
             with m.State("STOP"):
                 m.d.comb += settling.eq(1)
                 with m.If(quiet):

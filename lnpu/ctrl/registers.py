@@ -224,10 +224,10 @@ class Registers(Block):
     """The register file behind the AXI4-Lite slave: `REGISTERS`, and the counters from `COUNTER_BASE`.
 
     Answers OKAY, or SLVERR for: any access to another address, a write to a read-only register or a counter, a write
-    to CONTROL with `start` or `clear` while busy, a write to PROGRAM, PROGRAM_HIGH or PROGRAM_LENGTH while busy. What is
-    refused changes nothing. Bits without a field read as zero and ignore writes, as do bits of PROGRAM_HIGH beyond the
-    chip's addresses. Bytes that are not strobed keep their value. A flag or status bit that is set and cleared in one
-    cycle is set.
+    to CONTROL with `start` or `clear` while busy, a write to PROGRAM, PROGRAM_HIGH or PROGRAM_LENGTH while busy. What
+    is refused changes nothing. Bits without a field read as zero and ignore writes, as do bits of PROGRAM_HIGH beyond
+    the chip's addresses. Bytes that are not strobed keep their value. A flag or status bit that is set and cleared in
+    one cycle is set.
 
     The two halves of a counter are read one after the other: while a program runs, the low half may wrap in between.
 

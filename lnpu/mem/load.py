@@ -24,8 +24,8 @@ MAX_LENGTH = 19
 ROW_BITS = 31
 """Bits of a destination row before it is checked (signed)."""
 
-PENDING_BLOCKS, BLOCKS_IN_FLIGHT, TABLE_WORDS = 8, 16, 2
-"""Blocks whose length is being read; blocks requested and not yet decoded; words of lengths requested ahead."""
+PENDING_BLOCKS, BLOCKS_IN_FLIGHT = 8, 16
+"""Blocks whose length is being read; blocks requested and not yet decoded."""
 
 RAW_ROWS = 2048
 """Most vector-memory rows in one request of LOAD_RAW."""
@@ -476,17 +476,18 @@ class LoadUnit(Block):
             m.d.sync += done.eq(1)
 
         # Words of the table. One is requested only when there is room for it: it must not block the memory's data.
+        ahead = max(2, 256 // config.axi_bits)
         pending = data.StructLayout({"block": BLOCK_BITS, "next_word": 1})
         blocks = place(m, "pending_blocks", RegisterFifo(shape=pending, depth=PENDING_BLOCKS))
-        lengths = place(m, "table_words", RegisterFifo(shape=config.axi_bits, depth=TABLE_WORDS))
+        lengths = place(m, "table_words", RegisterFifo(shape=config.axi_bits, depth=ahead))
         table_word, table_valid = Signal(BLOCK_BITS - word_bits, reset_less=True), Signal()
-        asked = Signal(range(TABLE_WORDS + 1), name="table_words_asked")
+        asked = Signal(range(ahead + 1), name="table_words_asked")
         asking, table_address = Signal(name="table_asking"), Signal(config.address_bits, reset_less=True)
         needed, same, possible, ask = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             needed.eq(walker.o.valid & pixel.real & pixel.fresh),
             same.eq(table_valid & (pixel.block[word_bits:] == table_word)),
-            possible.eq(same | (~asking & (asked != TABLE_WORDS))),
+            possible.eq(same | (~asking & (asked != ahead))),
             blocks.i.valid.eq(needed & possible),
             blocks.i.payload.block.eq(pixel.block),
             blocks.i.payload.next_word.eq(~same),

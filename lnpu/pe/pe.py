@@ -47,15 +47,17 @@ class Pe(Block):
         if acc_bits < 84:
             raise ValueError(f"acc_bits must be at least 84, not {acc_bits!r}")
         self.acc_bits = acc_bits
-        super().__init__({
-            "enable": In(2),
-            "pair": In(1),
-            "a": In(data.ArrayLayout(16, 2)),
-            "b": In(data.ArrayLayout(16, 2)),
-            "load": In(1),
-            "psum_i": In(psum_layout(acc_bits)),
-            "psum_o": Out(psum_layout(acc_bits)),
-        })
+        super().__init__(
+            {
+                "enable": In(2),
+                "pair": In(1),
+                "a": In(data.ArrayLayout(16, 2)),
+                "b": In(data.ArrayLayout(16, 2)),
+                "load": In(1),
+                "psum_i": In(psum_layout(acc_bits)),
+                "psum_o": Out(psum_layout(acc_bits)),
+            }
+        )
 
     @property
     def suffix(self) -> str:
@@ -92,8 +94,8 @@ class Pe(Block):
         special = Signal(3, reset_less=True)  # nan, pinf, ninf
         load = Signal(reset_less=True)
         m.d.sync += [
-            product_high.eq(_negated(factor_high, sign[0]) * b0.significand),
-            product_low.eq(_negated(factor_low, sign[1]) * b1.significand),
+            product_high.eq(_negated(factor_high * b0.significand, sign[0])),
+            product_low.eq(_negated(factor_low * b1.significand, sign[1])),
             shift_high.eq(a0.exponent + b0.exponent),
             shift_low.eq(exponent_low + b1.exponent),
             load.eq(self.load),

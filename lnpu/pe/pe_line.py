@@ -12,7 +12,7 @@ __all__ = ["PeLine"]
 
 
 class PeLine(Block):
-    """`lanes` PEs with one streamed operand and a dense operand and a sum each. Timing and arithmetic are those of `Pe`.
+    """`lanes` PEs with one streamed operand; each has dense operands and a sum of its own. Otherwise as `Pe`.
 
     Parameters
     ----------
@@ -38,15 +38,17 @@ class PeLine(Block):
         if lanes < 1:
             raise ValueError(f"lanes must be at least 1, not {lanes!r}")
         self.lanes, self.acc_bits = lanes, acc_bits
-        super().__init__({
-            "enable": In(2),
-            "pair": In(1),
-            "a": In(data.ArrayLayout(16, 2)),
-            "load": In(1),
-            "b": In(data.ArrayLayout(data.ArrayLayout(16, lanes), 2)),
-            "psum_i": In(data.ArrayLayout(psum_layout(acc_bits), lanes)),
-            "psum_o": Out(data.ArrayLayout(psum_layout(acc_bits), lanes)),
-        })
+        super().__init__(
+            {
+                "enable": In(2),
+                "pair": In(1),
+                "a": In(data.ArrayLayout(16, 2)),
+                "load": In(1),
+                "b": In(data.ArrayLayout(data.ArrayLayout(16, lanes), 2)),
+                "psum_i": In(data.ArrayLayout(psum_layout(acc_bits), lanes)),
+                "psum_o": Out(data.ArrayLayout(psum_layout(acc_bits), lanes)),
+            }
+        )
 
     @property
     def suffix(self) -> str:

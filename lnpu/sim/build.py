@@ -37,7 +37,7 @@ _FLAGS = (
     "-Wno-fatal", "-Wno-lint", "-Wno-style",
     "-CFLAGS", "-fPIC -fvisibility=hidden", "-LDFLAGS", "-shared",
 )  # fmt: skip
-_MAKE = "OPT_FAST=-O2 OPT_GLOBAL=-O2 OPT_SLOW=-O0"
+_MAKE = "OPT_FAST=-O3 OPT_GLOBAL=-O2 OPT_SLOW=-O0"
 _LIBRARY = "liblnpu.so"
 _LOG_LINES = 40
 

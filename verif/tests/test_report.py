@@ -110,7 +110,7 @@ class Page(HTMLParser):
 def test_structure(tmp_path):
     report = fake_report()
     path = write_report(tmp_path / "out", report)
-    assert path == tmp_path / "out" / "report.html"
+    assert path == tmp_path / "out" / "index.html"
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     page = Page(path.read_text())
     assert page.headings == [

@@ -1,0 +1,98 @@
+# The commands of this project; `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+JOBS ?= 2
+TORCH ?= 1
+CONFIG ?= tiny
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help system setup setup-test setup-torch train-step check test verilog lint waves clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
+	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step'
+
+# Programs that pip cannot install.
+system:
+	@missing=(); \
+	for program in g++ perl; do command -v $$program > /dev/null || missing+=($$program); done; \
+	if ! command -v $(PYTHON) > /dev/null; then missing+=(python3 python3-venv); \
+	elif ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	    echo 'LNPU needs Python 3.11 or newer, $(PYTHON) is' "$$($(PYTHON) --version)": 'set PYTHON=' >&2; exit 1; \
+	elif ! $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null; then missing+=(python3-venv); fi; \
+	if (($${#missing[@]})); then \
+	    echo "missing: run \`apt-get install $${missing[*]}\` (or your system's equivalent)" >&2; exit 1; \
+	fi
+
+setup: system $(VENV)/.setup ## Make .venv with everything that train-step needs
+setup-test: system $(VENV)/.setup-test ## Add what the tests need
+setup-torch: setup $(VENV)/.setup-torch ## Add PyTorch, which some tests compare with
+
+$(BIN)/python:
+	@echo 'making $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.setup: pyproject.toml | system $(BIN)/python
+	@echo 'installing LNPU and what it needs into $(VENV)'
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.setup-test: pyproject.toml $(VENV)/.setup
+	@echo 'installing the test tools into $(VENV)'
+	@$(PIP) --editable '.[test]'
+	@$(BIN)/python -c 'import find_libpython, sys; sys.exit(not find_libpython.find_libpython())' || \
+	    { echo "cocotb needs Python's shared library: run \`apt-get install libpython3-dev\`" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.setup-torch: pyproject.toml $(VENV)/.setup
+	@echo 'installing PyTorch into $(VENV) (TORCH=0 leaves it out)'
+	@$(PIP) --editable '.[torch]'
+	@touch $@
+
+option = $(if $($(1)),--$(2) '$($(1))')
+
+train-step: setup ## Run training steps on the simulated chip and check them bit for bit
+	@$(BIN)/lnpu train-step $(call option,CONFIG,config) $(call option,WIDTH,width) $(call option,IMAGE,image) \
+	    $(call option,BATCH,batch) $(call option,STEPS,steps) $(call option,SEED,seed) $(call option,DATA,data)
+
+check: setup-test
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@echo 'ruff and mypy: passed'
+
+# Without PyTorch the tests that compare with it are skipped.
+test: setup-test ## Run ruff, mypy and all tests
+	@if [[ '$(TORCH)' != 0 ]]; then $(MAKE) setup-torch || echo 'no PyTorch: the tests against it are skipped'; fi
+	@$(MAKE) check
+	@$(BIN)/python -m pytest -v -n $(JOBS) --no-header $(if $(TEST),'$(TEST)')
+
+verilog: setup ## Write the Verilog of CONFIG to rtl/CONFIG
+	@$(BIN)/python -m lnpu.verilog '$(CONFIG)'
+
+lint: check ## Run ruff, mypy, Verilator's lint and Yosys' checks on CONFIG
+	@$(BIN)/python -m lnpu.verilog '$(CONFIG)' --directory 'build/lint/$(CONFIG)' --lint
+
+waves: setup-test ## Run one test with waveforms: make waves TEST=verif/tests/test_pe.py
+	@[[ -n '$(TEST)' ]] || { echo 'usage: make waves TEST=verif/tests/test_x.py[::test_y]' >&2; exit 1; }
+	@mkdir -p build && touch build/.waves
+	@status=0; WAVES=1 $(BIN)/python -m pytest -v --no-header '$(TEST)' || status=$$?; \
+	files=$$(find build \( -name '*.vcd' -o -name '*.fst' \) -newer build/.waves); \
+	if [[ -n "$$files" ]]; then printf 'waveforms, for GTKWave or Surfer:\n%s\n' "$$files"; \
+	else echo 'this test wrote no waveforms'; fi; \
+	exit $$status
+
+clean: ## Remove what was built (.venv stays)
+	@rm -rf build .pytest_cache .mypy_cache .ruff_cache
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

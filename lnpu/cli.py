@@ -1,0 +1,265 @@
+"""The `lnpu` command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from golden.fgmp import POLICIES, Policy
+from lnpu.config import CONFIGS, get_config
+from lnpu.toolchain import ToolError
+
+__all__ = ["main"]
+
+_OPERATIONS = {
+    "conv2d": ("x", "w"),
+    "conv2d-input-grad": ("dy", "w"),
+    "conv2d-weight-grad": ("x", "dy"),
+    "linear": ("x", "w"),
+    "linear-input-grad": ("dy", "w"),
+    "linear-weight-grad": ("x", "dy"),
+}
+
+
+def _format(text: str) -> str | Policy:
+    """A format of the command line: "fp16", "fp8", or LO:HI[:SCALE[:BELOW[:ABOVE]]]."""
+    if text in POLICIES:
+        return text
+    parts = text.split(":")
+    if not 2 <= len(parts) <= 5:
+        raise argparse.ArgumentTypeError(f"must be fp16, fp8 or LO:HI[:SCALE[:BELOW[:ABOVE]]], not {text!r}")
+    try:
+        names = dict(zip(("below", "above"), parts[3:], strict=False))
+        scale = int(parts[2]) if len(parts) > 2 else 0
+        return Policy.between(float(parts[0]), float(parts[1]), scale=scale, **names)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be integers with commas, not {text!r}") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lnpu", description="LNPU: an open deep-learning training processor")
+    commands = parser.add_subparsers(dest="command", required=True)
+    names = ", ".join(CONFIGS)
+
+    train = commands.add_parser(
+        "train-step",
+        help="training steps of ResNet-18 on the simulated chip, compared bit for bit with the golden model",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    train.add_argument("--config", default="tiny", help=f"configuration: {names}")
+    train.add_argument(
+        "--data", help="CIFAR-10's own files (folder or archive) or an .npz; without: scikit-learn's digits"
+    )
+    train.add_argument("--width", type=int, default=8, help="channels of the first stage (64 in the paper)")
+    train.add_argument("--image", type=int, default=8, help="height and width of the images")
+    train.add_argument("--batch", type=int, default=16, help="images a step")
+    train.add_argument("--steps", type=int, default=3, help="training steps")
+    train.add_argument("--stem", default="cifar", choices=("cifar", "imagenet"), help="first layers")
+    train.add_argument("--formats", default="fgmp", help="fgmp, fp16 or fp8")
+    train.add_argument("--seed", type=int, default=0, help="of parameters and the order of images")
+    train.add_argument("--rate", type=float, default=0.05, help="learning rate")
+    train.add_argument("--loss-scale", type=float, default=1024.0, help="factor on the loss gradient")
+    train.add_argument("--stall", type=float, default=0.0, help="probability of a stall a cycle on every AXI channel")
+    train.add_argument(
+        "-o", "--output", type=Path, default=Path("build/reports/train_step"), help="folder of the report"
+    )
+
+    verilog = commands.add_parser(
+        "verilog", help="write the chip's Verilog", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    verilog.add_argument("--config", default="tiny", help=f"configuration: {names}")
+    verilog.add_argument("-o", "--output", type=Path, help="folder (default: rtl/CONFIG)")
+    verilog.add_argument("--lint", action="store_true", help="lint it with Verilator")
+    verilog.add_argument("--synthesise", action="store_true", help="check with Yosys that it can be synthesised")
+
+    op = commands.add_parser(
+        "op",
+        help="one operation on the simulated chip",
+        description="Runs one operation on the simulated chip. Arrays are .npy files of float16 or float32, NCHW; weights OIHW.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    op.add_argument("operation", choices=_OPERATIONS)
+    op.add_argument("--config", default="tiny", help=f"configuration: {names}")
+    for name in ("x", "w", "dy"):
+        op.add_argument(f"--{name}", type=Path, help=f"operand {name} (.npy)")
+        op.add_argument(
+            f"--{name}-format",
+            type=_format,
+            default="fp16",
+            metavar="FORMAT",
+            help=f"format of {name}: fp16, fp8 or LO:HI[:SCALE[:BELOW[:ABOVE]]]",
+        )
+    op.add_argument("--stride", type=int, default=1)
+    op.add_argument("--padding", type=int, default=0)
+    op.add_argument("--input-shape", type=_shape, help="N,C,H,W of x (conv2d-input-grad)")
+    op.add_argument("--kernel-shape", type=_shape, help="R,S of w (conv2d-weight-grad)")
+    op.add_argument("--out", default="fp16", choices=("fp16", "fp32"), help="format of the result")
+    op.add_argument("--out-scale", type=int, default=0, help="exponent that the result is divided by")
+    op.add_argument("--stall", type=float, default=0.0, help="probability of a stall a cycle on every AXI channel")
+    op.add_argument("--check", action="store_true", help="compare with the golden model; exit status 1 on a mismatch")
+    op.add_argument("-o", "--output", type=Path, required=True, help="result (.npy)")
+
+    info = commands.add_parser("info", help="configurations, or one in detail with its register map")
+    info.add_argument("config", nargs="?", help=f"one of {names}")
+    info.add_argument("--registers", action="store_true", help="print the register map")
+    info.add_argument("--commands", action="store_true", help="print the fields of the commands")
+    return parser
+
+
+def _train_step(arguments: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    from lnpu.train_step import Settings, run
+
+    names = (
+        "config",
+        "data",
+        "width",
+        "image",
+        "batch",
+        "steps",
+        "stem",
+        "formats",
+        "seed",
+        "rate",
+        "loss_scale",
+        "stall",
+    )
+    settings = Settings(**{name: getattr(arguments, name) for name in names})
+    columns = (
+        TextColumn("{task.description:<48}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(text: str, part: float) -> None:
+            if text not in tasks:
+                for task in tasks.values():
+                    bars.update(task, completed=1.0)
+                tasks[text] = bars.add_task(text, total=1.0)
+            bars.update(tasks[text], completed=part)
+
+        report = run(settings, arguments.output, progress)
+    ema = report["ema_bits"]
+    for number, step in enumerate(report["steps"], start=1):
+        print(f"step {number}: loss {step['loss']:.6f} (golden {step['golden_loss']:.6f}), {step['cycles']:,} cycles")
+    print(
+        f"{report['mismatches']} mismatches in {report['elements']:,} elements, {report['cycles']:,} cycles, "
+        f"utilisation {report['utilization']:.1%}, {report['skipped_zero'] + report['skipped_padding']:,} zeros skipped, "
+        f"EMA {ema['fgmp'] / ema['fp16'] - 1:+.1%} against FP16, report {report['report']}"
+    )
+    return 1 if report["mismatches"] else 0
+
+
+def _verilog(arguments: argparse.Namespace) -> int:
+    from lnpu.verilog import check_synthesis, lint, write_verilog
+
+    files = write_verilog(get_config(arguments.config), arguments.output)
+    print(f"{len(files)} files in {files[0].parent}")
+    if arguments.lint:
+        warnings = lint(files)
+        print("\n".join(warnings) or "lint: no warnings")
+        if warnings:
+            return 1
+    if arguments.synthesise:
+        check_synthesis(files)
+        print("synthesis: no latches, loops or multiple drivers")
+    return 0
+
+
+def _load(name: str, path: Path | None) -> Any:
+    if path is None:
+        raise ValueError(f"--{name} is missing")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--{name} must be an .npy file: {path}: {error}") from None
+
+
+def _op(arguments: argparse.Namespace) -> int:
+    import golden
+    from lnpu.sim import Chip
+
+    operation = arguments.operation
+    operands = [_load(name, getattr(arguments, name)) for name in _OPERATIONS[operation]]
+    options: dict[str, Any] = {
+        f"{name}_format": getattr(arguments, f"{name}_format") for name in _OPERATIONS[operation]
+    }
+    options |= {"out": arguments.out, "out_scale": arguments.out_scale}
+    if operation.startswith("conv2d"):
+        options |= {"stride": arguments.stride, "padding": arguments.padding}
+    if operation == "conv2d-input-grad":
+        if arguments.input_shape is None:
+            raise ValueError("--input-shape is missing")
+        options["input_shape"] = arguments.input_shape
+    if operation == "conv2d-weight-grad":
+        if arguments.kernel_shape is None:
+            raise ValueError("--kernel-shape is missing")
+        options["kernel_shape"] = arguments.kernel_shape
+    chip = Chip(arguments.config, stall=arguments.stall)
+    function = operation.replace("-", "_")
+    result = getattr(chip, function)(*operands, **options)
+    np.save(arguments.output, result)
+    products = chip.counters["mac16"] + chip.counters["mac8"]
+    print(
+        f"{arguments.output}: {result.dtype} {result.shape}, {chip.counters['cycles']:,} cycles, {products:,} products, "
+        f"{chip.counters['skipped_zero'] + chip.counters['skipped_padding']:,} zeros skipped"
+    )
+    if not arguments.check:
+        return 0
+    expected = getattr(golden, function)(*operands, **options)
+    word = np.uint16 if result.dtype == np.float16 else np.uint32
+    wrong = int((np.ascontiguousarray(result).view(word) != np.ascontiguousarray(expected).view(word)).sum())
+    print(f"{wrong} mismatches in {result.size:,} elements")
+    return 1 if wrong else 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from lnpu.ctrl.commands import LAYOUTS
+    from lnpu.ctrl.registers import register_table
+
+    if arguments.registers:
+        print(register_table(), end="")
+    if arguments.commands:
+        for opcode, layout in LAYOUTS.items():
+            print(f"{opcode.name} ({opcode.value:#04x})")
+            for name, place in layout:
+                print(f"  [{place.offset + place.width - 1}:{place.offset}] {name}")
+    configs = [get_config(arguments.config)] if arguments.config else list(CONFIGS.values())
+    if arguments.config or not (arguments.registers or arguments.commands):
+        for config in configs:
+            print(f"{config.name}: {config.macs_fp16} FP16 MACs a cycle, {config.sram_bytes / 1024:.0f} KiB of SRAM")
+            if arguments.config:
+                for name, value in asdict(config).items():
+                    print(f"  {name} = {value}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    run = {"train-step": _train_step, "verilog": _verilog, "op": _op, "info": _info}[arguments.command]
+    try:
+        return run(arguments)
+    except (ValueError, TypeError, MemoryError, OSError, ToolError) as error:
+        print(f"lnpu {arguments.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""`lnpu train-step`: training steps of ResNet-18 on the simulated chip, compared bit for bit with the golden model."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import golden.network
+from golden.fgmp import CODE_FP8, CODE_FP16, CODE_ZERO, Quantised
+from lnpu.compiler.graph import resnet18
+from lnpu.compiler.layers import Optimiser
+from lnpu.compiler.policies import get_formats
+from lnpu.compiler.tensor import RawTensor, Tensor
+from lnpu.compiler.training import Formats, TrainingStep
+from lnpu.config import ChipConfig, get_config
+from lnpu.datasets import load_images, normalise
+from lnpu.driver import Measurement, Trainer, read_raw
+from lnpu.formats import TensorKind
+from lnpu.report import write_report
+from lnpu.sim.simulator import Register, Simulator
+
+__all__ = ["Settings", "compare", "read_back", "run"]
+
+Progress = Callable[[str, float], None]
+"""Called with what is going on and how much of it is done (0 to 1)."""
+
+_SLICE = 100_000
+"""Cycles between two progress reports."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to train, and how.
+
+    Parameters
+    ----------
+    config : str
+        Named configuration of the chip.
+    data : str or None
+        Images: None for scikit-learn's digits, else a path (see `lnpu.datasets.load_images`).
+    width, image, batch, steps : int
+        Channels of ResNet-18's first stage, height and width of the images, images a step, steps.
+    stem : str
+        "cifar" or "imagenet".
+    formats : str
+        "fgmp", "fp16" or "fp8", see `lnpu.compiler.policies`.
+    seed : int
+        Of the parameters and of the order of the images.
+    rate, momentum, decay, loss_scale : float
+        SGD.
+    stall : float
+        Probability of a stall in each cycle of every AXI channel.
+    memory : int
+        Bytes of external memory.
+    """
+
+    config: str = "tiny"
+    data: str | None = None
+    width: int = 8
+    image: int = 8
+    batch: int = 16
+    steps: int = 3
+    stem: str = "cifar"
+    formats: str = "fgmp"
+    seed: int = 0
+    rate: float = 0.05
+    momentum: float = 0.9
+    decay: float = 1e-4
+    loss_scale: float = 1024.0
+    stall: float = 0.0
+    memory: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("width", "image", "batch", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)!r}")
+        if not self.rate > 0 or not self.loss_scale > 0:
+            raise ValueError(f"rate and loss_scale must be positive, not {self.rate!r} and {self.loss_scale!r}")
+
+
+class _Reporting:
+    """A simulator that says how far its programs are."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator = simulator
+        self.report: Callable[[float], None] = lambda part: None
+
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        return self.simulator.memory
+
+    def run_program(self, address: int, commands: int) -> dict[str, int]:
+        simulator = self.simulator
+        simulator.start_program(address, commands)
+        while not simulator.interrupt:
+            simulator.run(_SLICE)
+            self.report(simulator.read_register(Register.ERROR_COMMAND) / commands)
+        return simulator.finish_program()
+
+
+def read_back(trainer: Trainer, name: str, like: "Quantised | NDArray[np.float32]") -> Any:
+    """A tensor of the chip's memory, in the shape of its golden twin `like`."""
+    tensor = trainer.step.tensors[name]
+    shape = like.shape
+    if isinstance(tensor, Tensor):
+        if tensor.kind in (TensorKind.WEIGHT, TensorKind.GRADIENT):
+            return trainer.host.read_weight(tensor, shape)
+        return trainer.host.read(tensor)
+    if len(shape) == 4:
+        weight = trainer.step.tensors[f"w.{name.split('.', 1)[1]}"]
+        assert isinstance(weight, Tensor)
+        return trainer.host.read_master(tensor, shape, weight.width)
+    return read_raw(trainer.host.memory, tensor).reshape(shape)
+
+
+def compare(trainer: Trainer, tensors: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Mismatching and all elements of every golden tensor: value and code of encoded ones, 32 bits of FP32."""
+    result = {}
+    for name, expected in tensors.items():
+        actual = read_back(trainer, name, expected)
+        if isinstance(expected, Quantised):
+            wrong = (actual.bits != expected.bits) | (actual.codes != expected.codes)
+        else:
+            wrong = actual.view(np.uint32) != np.ascontiguousarray(expected).view(np.uint32)
+        result[name] = int(wrong.sum()), int(wrong.size)
+    return result
+
+
+def run(
+    settings: Settings, directory: Path, progress: Progress | None = None, *, config: ChipConfig | None = None
+) -> dict[str, Any]:
+    """Train, compare, and write the report to `directory`.
+
+    Parameters
+    ----------
+    config : ChipConfig or None
+        Use this configuration instead of the named one.
+
+    Returns
+    -------
+    dict
+        The report, as in `report.json` (see `lnpu.report.write_report`), with `report`, the path of the page.
+    """
+    tell = progress or (lambda text, part: None)
+    config = config or get_config(settings.config)
+    images, labels, classes = load_images(
+        settings.data, image=settings.image, count=settings.batch * settings.steps, seed=settings.seed
+    )
+    pixels = normalise(images)
+    channels = pixels.shape[1]
+    formats = get_formats(settings.formats)
+    graph = resnet18(width=settings.width, channels=channels, image=settings.image, classes=classes, stem=settings.stem)
+    step = TrainingStep(
+        config,
+        graph,
+        batch=settings.batch,
+        formats=formats,
+        optimiser=Optimiser(settings.rate, settings.momentum, settings.decay, settings.loss_scale),
+        memory=settings.memory,
+    )
+    network = golden.network.Network(
+        golden.network.resnet18(width=settings.width, classes=classes, stem=settings.stem),
+        golden.network.Formats(**{name: getattr(formats, name) for name in asdict(formats)}),
+        golden.network.Hyperparameters(
+            rate=settings.rate, momentum=settings.momentum, decay=settings.decay, loss_scale=settings.loss_scale
+        ),
+    )
+    parameters = golden.network.initial_parameters(network.layers, channels, settings.seed)
+    state = network.initial_state(parameters)
+
+    tell("building the simulation", 0.0)
+    size = -(-step.map.next // 4096) * 4096
+    device = _Reporting(Simulator(config, size, stall=settings.stall, seed=settings.seed))
+    tell("building the simulation", 1.0)
+    trainer = Trainer(step, device)
+    trainer.load(parameters)
+
+    totals: dict[tuple[str, str], dict[str, int]] = {}
+    steps: list[dict[str, Any]] = []
+    precision: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("zero", "underflow", "fp8", "fp16"), 0))
+    for number in range(settings.steps):
+        part = slice(number * settings.batch, (number + 1) * settings.batch)
+        tell(f"step {number + 1}: golden model", 0.0)
+        expected = network.train_step(state, pixels[part], labels[part])
+        tell(f"step {number + 1}: golden model", 1.0)
+
+        def phase(text: str, number: int = number) -> None:
+            label = f"step {number + 1}: {text}"
+            tell(label, 0.0)
+            device.report = lambda part: tell(label, part)
+
+        trainer.progress = phase
+        loss = trainer.train(pixels[part], labels[part])
+        tell(f"step {number + 1}: update", 1.0)
+        wrong = compare(trainer, expected.tensors)
+        _account(totals, trainer.measurements, wrong)
+        _count_precision(precision, step, expected.tensors)
+        steps.append(
+            {
+                "loss": loss,
+                "golden_loss": expected.loss,
+                "mismatches": sum(bad for bad, _ in wrong.values()),
+                "elements": sum(count for _, count in wrong.values()),
+                "cycles": sum(m.counters["cycles"] for m in trainer.measurements),
+            }
+        )
+    report = _report(settings, config, graph.name, totals, steps, precision)
+    report["report"] = str(write_report(directory, report))
+    return report
+
+
+def _account(
+    totals: dict[tuple[str, str], dict[str, int]], measurements: list[Measurement], wrong: dict[str, tuple[int, int]]
+) -> None:
+    """Add a step's counters and mismatches to the totals of each operation."""
+    for measurement in measurements:
+        total = totals.setdefault((measurement.layer, measurement.phase), defaultdict(int))
+        total["macs_dense"] += measurement.macs_dense
+        for name, value in measurement.counters.items():
+            total[name] += value
+        for name in measurement.outputs:
+            bad, count = wrong[name]
+            total["mismatches"] += bad
+            total["elements"] += count
+
+
+def _count_precision(precision: dict[str, dict[str, int]], step: TrainingStep, tensors: dict[str, Any]) -> None:
+    for name, value in tensors.items():
+        tensor = step.tensors[name]
+        if isinstance(tensor, RawTensor) or not isinstance(value, Quantised):
+            continue
+        counts = precision[tensor.kind.name.lower()]
+        underflow = int(value.underflow.sum())
+        counts["underflow"] += underflow
+        counts["zero"] += int((value.codes == CODE_ZERO).sum()) - underflow
+        counts["fp8"] += int((value.codes == CODE_FP8).sum())
+        counts["fp16"] += int((value.codes == CODE_FP16).sum())
+
+
+def _report(
+    settings: Settings,
+    config: ChipConfig,
+    network: str,
+    totals: dict[tuple[str, str], dict[str, int]],
+    steps: list[dict[str, Any]],
+    precision: dict[str, dict[str, int]],
+) -> dict[str, Any]:
+    """All figures of the report."""
+    ops = []
+    for (layer, phase), total in totals.items():
+        products = total["mac16"] + total["mac8"] / 2
+        ops.append(
+            {
+                "layer": layer,
+                "phase": phase,
+                **{name: total[name] for name in ("mismatches", "elements", "cycles", "macs_dense")},
+                "macs_issued": total["mac16"] + total["mac8"],
+                "utilization": products / (total["cycles"] * config.macs_fp16) if total["cycles"] else 0.0,
+                **{
+                    name: total[name]
+                    for name in ("core_busy", "mac16", "mac8", "skipped_zero", "skipped_padding", "load_busy")
+                },
+            }
+        )
+    overall: dict[str, int] = defaultdict(int)
+    for total in totals.values():
+        for name, value in total.items():
+            overall[name] += value
+    kinds = {}
+    for kind in TensorKind:
+        name = kind.name.lower()
+        row = {
+            key: overall[f"{counter}_{name}"]
+            for key, counter in (
+                ("read", "read_bits"),
+                ("write", "write_bits"),
+                ("plain_read", "plain_read_bits"),
+                ("plain_write", "plain_write_bits"),
+            )
+        }
+        if kind is TensorKind.PROGRAM:  # commands are the same in either format
+            row["plain_read"] = row["read"]
+        if any(row.values()):
+            kinds[name] = row
+    return {
+        "network": network,
+        "config": config.name,
+        "settings": asdict(settings),
+        "chip": asdict(config),
+        "mismatches": sum(step["mismatches"] for step in steps),
+        "elements": sum(step["elements"] for step in steps),
+        "cycles": overall["cycles"],
+        "utilization": sum(op["utilization"] * op["cycles"] for op in ops) / max(1, overall["cycles"]),
+        "skipped_zero": overall["skipped_zero"],
+        "skipped_padding": overall["skipped_padding"],
+        "ema_bits": {
+            "fgmp": sum(row["read"] + row["write"] for row in kinds.values()),
+            "fp16": sum(row["plain_read"] + row["plain_write"] for row in kinds.values()),
+        },
+        "ema_by_kind": kinds,
+        "precision": {kind: dict(counts) for kind, counts in precision.items()},
+        "steps": steps,
+        "ops": ops,
+    }
