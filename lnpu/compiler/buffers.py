@@ -1,0 +1,52 @@
+"""The buffers of the cores as the compiler sees them: pages, regions, parts of channel blocks."""
+
+from collections.abc import Iterator
+
+from lnpu.compiler.program import Region
+from lnpu.config import BLOCK
+
+__all__ = ["PageCache", "block_parts", "page_regions", "power_of_two", "psum_regions"]
+
+
+class PageCache:
+    """Which tile each page of the buffers of every core holds."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, int, int], object] = {}  # (buffer, core, page) -> content
+        self._recent: dict[tuple[str, int], int] = {}  # (buffer, core) -> page used last
+
+    def page(self, buffer: str, cores: int, content: object) -> tuple[int, bool]:
+        """Page for `content` in these cores, and whether it is there already; else it is taken to be loaded now.
+
+        The page that the first core used last is kept.
+        """
+        members = [core for core in range(16) if cores >> core & 1]
+        there = [p for p in (0, 1) if all(self._held.get((buffer, core, p)) == content for core in members)]
+        page = there[0] if there else 1 - self._recent.get((buffer, members[0]), 1)
+        for core in members:
+            self._held[buffer, core, page] = content
+            self._recent[buffer, core] = page
+        return page, bool(there)
+
+
+def power_of_two(count: int) -> int:
+    """The largest power of two up to `count`."""
+    return 1 << (count.bit_length() - 1)
+
+
+def page_regions(buffer: str, cores: int, page: int) -> list[Region]:
+    return [Region(f"{buffer} {core}", page, page + 1) for core in range(16) if cores >> core & 1]
+
+
+def psum_regions(cores: int) -> list[Region]:
+    return [Region(f"psum {core}") for core in range(16) if cores >> core & 1]
+
+
+def block_parts(channel: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """(block, first channel in it, channels) of channels `channel` to `channel + count`."""
+    end = channel + count
+    while channel < end:
+        block, start = divmod(channel, BLOCK)
+        part = min(end - channel, BLOCK - start)
+        yield block, start, part
+        channel += part

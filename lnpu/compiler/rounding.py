@@ -1,0 +1,25 @@
+"""How results leave the cores, and what is fused onto them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lnpu.compiler.tiles import Tile
+
+__all__ = ["Epilogue", "Rounding"]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How exact sums leave the cores: divided by 2^scale and rounded to FP16 or FP32.
+
+    What comes to the vector memory is the rounded value times 2^scale in FP16, the rounded value in FP32.
+    """
+
+    fp16: bool
+    scale: int = 0
+    saturate: bool = False
+
+
+Epilogue = Callable[[Tile, int, bool], None]
+"""Called with an output tile, the vector-memory row it is at, and whether it is the first tile of its channel block;
+does what is fused onto it and stores it."""

@@ -1,0 +1,285 @@
+"""Weight gradients of convolutions: input channels and taps are the rows, pixels are summed over, dy is resident."""
+
+from lnpu.compiler.buffers import PageCache, block_parts, page_regions, power_of_two, psum_regions
+from lnpu.compiler.geometry import Axis, Box, Convolution, Plan, all_taps, boxes_of, cut, forward_axes
+from lnpu.compiler.program import Program, Region
+from lnpu.compiler.rounding import Epilogue, Rounding
+from lnpu.compiler.tensor import Tensor
+from lnpu.compiler.tiles import Tile, VectorBuilder, inside
+from lnpu.config import BLOCK
+from lnpu.ctrl.commands import Opcode, Target
+
+__all__ = ["WeightGradLowering"]
+
+
+class WeightGradLowering:
+    """WG: input channels (and taps) are the rows, pixels are summed over, dy is resident."""
+
+    def __init__(
+        self,
+        program: Program,
+        shape: Convolution,
+        x: Tensor,
+        dy: Tensor,
+        out: Tensor,
+        rounding: Rounding,
+        *,
+        vmem: int,
+        vmem_end: int,
+        reserve: int,
+    ) -> None:
+        self.program, self.config, self.shape = program, program.config, shape
+        self.x, self.dy, self.out, self.rounding = x, dy, out, rounding
+        self.vmem = vmem
+        config = self.config
+        groups = -(-dy.padded // config.lanes)
+        self.cores_o = min(config.cores, groups)
+        self.cores_m = config.cores // self.cores_o
+        k, s, p = (shape.kernel_height, shape.kernel_width), shape.stride, shape.padding
+        self.axes_h = all_taps(forward_axes(shape.height, shape.out_height, k[0], s, p), k[0], s, p)
+        self.axes_w = all_taps(forward_axes(shape.width, shape.out_width, k[1], s, p), k[1], s, p)
+        per_pixel = out.block_channels // config.beat
+        budget = (vmem_end - vmem) // (self.cores_m + reserve) // per_pixel
+        # Channels of x a core holds at a time; a tile of `out` holds whole blocks, so at least `block_pixels`.
+        self.channels = power_of_two(min(x.padded, BLOCK, config.rows, config.psum_rows, budget))
+        if self.channels < min(out.width, max(config.beat, out.block_pixels)):
+            raise ValueError(f"no tile of {out.name} fits {budget} pixels of the vector memory")
+        self.taps, self.tile = self._plan(budget)
+        self.vectors = VectorBuilder(program)
+
+    def _plan(self, budget: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
+        """Taps of a group and the box of dy's pixels: the fewest elements loaded."""
+        config, shape = self.config, self.shape
+        max_r = max(len(axis.taps) for axis in self.axes_h)
+        max_s = max(len(axis.taps) for axis in self.axes_w)
+        best = None
+        for taps_r in range(1, max_r + 1):
+            for taps_s in {1, max_s}:
+                if taps_r * taps_s * self.channels > min(config.psum_rows, budget):
+                    continue
+                for pixels in range(1, shape.out_width + 1):
+                    for lines in range(1, shape.out_height + 1):
+                        whole = lines == shape.out_height and pixels == shape.out_width
+                        for images in range(1, shape.batch + 1 if whole else 2):
+                            tall, wide = lines + taps_r - 1, pixels + taps_s - 1
+                            halo = images * tall * wide
+                            if halo > min(config.depth, config.dense_rows):
+                                break
+                            boxes = -(-shape.batch // images) * -(-shape.out_height // lines)
+                            boxes *= -(-shape.out_width // pixels)
+                            groups = -(-max_r // taps_r) * -(-max_s // taps_s)
+                            visits = taps_r * taps_s * self.channels
+                            outputs = images * lines * pixels
+                            cost = (
+                                groups
+                                * boxes
+                                * (halo * self.channels / 8 + outputs * config.lanes / 8 + visits * (2 + outputs / 3))
+                            )
+                            if best is None or cost < best[0]:
+                                best = cost, (taps_r, taps_s), (images, lines, pixels)
+        assert best is not None  # one tap and one pixel always fit
+        return best[1], best[2]
+
+    def lower(self, epilogue: Epilogue) -> None:
+        groups = [
+            (axis_h, axis_w, taps_r, taps_s)
+            for axis_h in self.axes_h
+            for axis_w in self.axes_w
+            for taps_r in cut(axis_h.taps, self.taps[0])
+            for taps_s in cut(axis_w.taps, self.taps[1])
+        ]
+        jobs = [  # what a group of cores sums up: some taps of some channels
+            (group, channel) for group in groups for channel in range(0, self.x.padded, self.channels)
+        ]
+        for block in range(self.out.pixel_blocks):
+            for start in range(0, len(jobs), self.cores_m):
+                self._batch(jobs[start : start + self.cores_m], block, epilogue)
+
+    def _batch(self, jobs: list, block: int, epilogue: Epilogue) -> None:
+        """Jobs that the groups of cores work on side by side, for one block of output channels."""
+        config, out = self.config, self.out
+        per_pixel = out.block_channels // config.beat
+        places, row = [], self.vmem
+        for (_, _, taps_r, taps_s), channel in jobs:
+            places.append(row)
+            row += len(taps_r) * len(taps_s) * min(self.channels, self.x.padded - channel) * per_pixel
+        low, high = block * BLOCK, min(self.dy.padded, (block + 1) * BLOCK)
+        for lane in range(low, high, self.cores_o * config.lanes):
+            lanes = [min(config.lanes, high - (lane + o * config.lanes)) for o in range(self.cores_o)]
+            self._sums(jobs, lane, lanes)
+            for m, ((_, _, taps_r, taps_s), channel) in enumerate(jobs):
+                channels = min(self.channels, self.x.padded - channel)
+                for o, count in enumerate(lanes):
+                    if count > 0:
+                        self._drain(
+                            m * self.cores_o + o,
+                            places[m] + (lane + o * config.lanes - low) // config.beat,
+                            len(taps_r) * len(taps_s) * channels,
+                            count,
+                            per_pixel,
+                            places[m],
+                        )
+        for m, ((_, _, taps_r, taps_s), channel) in enumerate(jobs):
+            channels = min(self.channels, self.x.padded - channel)
+            for i, (r, _) in enumerate(taps_r):
+                for j, (s, _) in enumerate(taps_s):
+                    tap = i * len(taps_s) + j
+                    tile = Tile(0, 1, r * self.shape.kernel_width + s, 1, channel, channels, block, per_pixel)
+                    epilogue(tile, places[m] + tap * tile.size, False)
+
+    def _sums(self, jobs: list, lane: int, lanes: list[int]) -> None:
+        config, shape = self.config, self.shape
+        cache = PageCache()
+        images, lines, pixels = self.tile
+        initialise = True
+        plan = Plan(images, lines, pixels, *self.taps)
+        for box in boxes_of(plan, shape.batch, shape.out_height, shape.out_width):
+            active = [o for o, count in enumerate(lanes) if count > 0]
+            for m, ((axis_h, axis_w, taps_r, taps_s), channel) in enumerate(jobs):
+                channels = min(self.channels, self.x.padded - channel)
+                tall, wide = box.lines + len(taps_r) - 1, box.pixels + len(taps_s) - 1
+                cores = sum(1 << (m * self.cores_o + o) for o in active)
+                x_page = self._load_x(cache, cores, box, tall, wide, channel, channels, axis_h, axis_w, taps_r, taps_s)
+                pages = {}
+                for o in active:
+                    pages[o] = self._load_dy(
+                        cache, 1 << (m * self.cores_o + o), box, tall, wide, lane + o * config.lanes, lanes[o]
+                    )
+                window = 0
+                for n in range(box.images):
+                    for line in range(box.lines):
+                        window |= ((1 << box.pixels) - 1) << (n * tall * wide + line * wide)
+                for count, page in sorted({(lanes[o], pages[o]) for o in active}):
+                    mask = sum(1 << (m * self.cores_o + o) for o in active if (lanes[o], pages[o]) == (count, page))
+                    self.program.emit(
+                        Opcode.MULTIPLY,
+                        reads=page_regions("sparse", mask, x_page) + page_regions("dense", mask, page),
+                        writes=psum_regions(mask),
+                        cores=mask,
+                        sparse_page=x_page,
+                        dense_page=page,
+                        initialise=int(initialise),
+                        lanes=count,
+                        count_n=1,
+                        count_h=1,
+                        count_w=channels,
+                        count_r=len(taps_r),
+                        count_s=len(taps_s),
+                        row_w=1,
+                        psum_w=1,
+                        psum_r=len(taps_s) * channels,
+                        psum_s=channels,
+                        dense_r=-wide,
+                        dense_s=-1,
+                        shift_r=wide,
+                        shift_s=1,
+                        kmask=window,
+                    )
+            initialise = False
+
+    def _load_x(
+        self,
+        cache: PageCache,
+        cores: int,
+        box: Box,
+        tall: int,
+        wide: int,
+        channel: int,
+        channels: int,
+        axis_h: Axis,
+        axis_w: Axis,
+        taps_r,
+        taps_s,
+    ) -> int:
+        """Columns of x: sparse row = channel, element = pixel of the haloed box."""
+        first_line = (box.line + taps_r[0][1]) * axis_h.source_step + axis_h.source_phase
+        first_pixel = (box.pixel + taps_s[0][1]) * axis_w.source_step + axis_w.source_phase
+        content = (box, first_line, first_pixel, tall, wide, channel)
+        page, there = cache.page("sparse", cores, content)
+        if not there:
+            x = self.x
+            i_first, i_end = inside(first_line, axis_h.source_step, tall, x.height)
+            j_first, j_end = inside(first_pixel, axis_w.source_step, wide, x.width)
+            self.program.emit(
+                Opcode.LOAD,
+                reads=[self.program.memory(x)],
+                writes=page_regions("sparse", cores, page),
+                **x.walk(),
+                target=Target.SPARSE.value,
+                transpose=1,
+                page=page,
+                cores=cores,
+                n_count=box.images,
+                i_count=tall,
+                j_count=wide,
+                line=box.image * x.height + first_line,
+                line_n=x.height,
+                line_i=axis_h.source_step,
+                pixel=first_pixel,
+                pixel_j=axis_w.source_step,
+                pixel_block=channel // BLOCK,
+                i_first=i_first,
+                i_end=i_end,
+                j_first=j_first,
+                j_end=j_end,
+                channel=(channel % BLOCK) // self.config.beat,
+                channel_beats=channels // self.config.beat,
+                dest_n=tall * wide,
+                dest_i=wide,
+                dest_j=1,
+            )
+        return page
+
+    def _load_dy(self, cache: PageCache, cores: int, box: Box, tall: int, wide: int, lane: int, lanes: int) -> int:
+        """dy in the pitch of x: dense row = pixel, lane = output channel."""
+        page, there = cache.page("dense", cores, (box, tall, wide, lane))
+        if not there:
+            dy, beat = self.dy, self.config.beat
+            for part, start, count in block_parts(lane, lanes):
+                self.program.emit(
+                    Opcode.LOAD,
+                    reads=[self.program.memory(dy)],
+                    writes=page_regions("dense", cores, page),
+                    **dy.walk(),
+                    target=Target.DENSE.value,
+                    page=page,
+                    cores=cores,
+                    n_count=box.images,
+                    i_count=box.lines,
+                    j_count=box.pixels,
+                    line=box.image * dy.height + box.line,
+                    line_n=dy.height,
+                    line_i=1,
+                    pixel=box.pixel,
+                    pixel_j=1,
+                    pixel_block=part,
+                    i_end=box.lines,
+                    j_end=box.pixels,
+                    channel=start // beat,
+                    channel_beats=count // beat,
+                    dest_n=tall * wide,
+                    dest_i=wide,
+                    dest_j=1,
+                    element=part * BLOCK + start - lane,
+                )
+        return page
+
+    def _drain(self, core: int, vmem: int, count: int, lanes: int, per_pixel: int, place: int) -> None:
+        scale = self.rounding.scale
+        self.program.emit(
+            Opcode.DRAIN,
+            reads=[Region(f"psum {core}")],
+            writes=[VectorBuilder.rows(place, count * per_pixel)],
+            core=core,
+            count_n=1,
+            count_h=1,
+            count_w=count,
+            lane_beats=lanes // self.config.beat,
+            shift=self.x.policy.scale + self.dy.policy.scale - scale,
+            scale=scale if self.rounding.fp16 else 0,
+            fp16=int(self.rounding.fp16),
+            saturate=int(self.rounding.saturate),
+            psum_w=1,
+            vmem=vmem,
+            vmem_w=per_pixel,
+        )
