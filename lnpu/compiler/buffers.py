@@ -35,11 +35,13 @@ def power_of_two(count: int) -> int:
 
 
 def page_regions(buffer: str, cores: int, page: int) -> list[Region]:
+    """A page of the "sparse" or "dense" buffers of these cores."""
     return [Region(f"{buffer} {core}", page, page + 1) for core in range(16) if cores >> core & 1]
 
 
-def psum_regions(cores: int) -> list[Region]:
-    return [Region(f"psum {core}") for core in range(16) if cores >> core & 1]
+def psum_regions(cores: int, start: int, rows: int) -> list[Region]:
+    """Rows `start` and up of the partial-sum stores of these cores."""
+    return [Region(f"psum {core}", start, start + rows) for core in range(16) if cores >> core & 1]
 
 
 def block_parts(channel: int, count: int) -> Iterator[tuple[int, int, int]]:

@@ -1,10 +1,11 @@
 """Feed-forward and back-propagation of convolutions: output pixels are the rows, weights are resident."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from lnpu.compiler.buffers import PageCache, block_parts, page_regions, power_of_two, psum_regions
-from lnpu.compiler.geometry import Axis, Box, Plan, boxes_of, by_phase, cut
-from lnpu.compiler.program import Program, Region
+from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cut
+from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.tensor import Tensor
 from lnpu.compiler.tiles import Tile, VectorBuilder, inside
@@ -104,16 +105,24 @@ class DirectLowering:
         self.source, self.weight, self.out = source, weight, out
         self.axes_h, self.axes_w = axes_h, axes_w
         self.rounding, self.backward = rounding, backward
-        self.vmem = vmem
         self.step = axes_h[0].out_step
         self.depth = power_of_two(min(source.padded, BLOCK, self.config.depth))
         groups = -(-out.padded // self.config.lanes)
         self.cores_o = min(self.config.cores, groups)
         self.cores_m = self.config.cores // self.cores_o
-        self.vectors = VectorBuilder(program)
         self.cache = PageCache()
-        budget = (vmem_end - vmem) // (self.cores_m + reserve)
+        # Two sets of tiles, so that one is being finished while the next is computed; then the epilogue's areas.
+        budget = (vmem_end - vmem) // (2 * self.cores_m + reserve)
+        areas = [vmem + i * budget for i in range(2 * self.cores_m + reserve)]
+        self.sets = [areas[: self.cores_m], areas[self.cores_m : 2 * self.cores_m]]
+        self.scratch = areas[2 * self.cores_m :]
+        self.batches = 0
+        self.pending: list[Callable[[], None]] = []
         self.plan = _plan(program, out.images, axes_h, axes_w, self.depth, out, self.step, budget, self.cores_m)
+        outputs = self.plan.images * self.plan.lines * self.plan.pixels
+        # With room for two tiles' partial sums, one drains while the other adds up.
+        self.psum_bases = [0, outputs] if 2 * outputs <= self.config.psum_rows else [0]
+        self.sums_taken = 0
         self.lattice_h = max(axis.out_count for axis in axes_h)
         self.lattice_w = max(axis.out_count for axis in axes_w)
 
@@ -122,32 +131,29 @@ class DirectLowering:
         for block in range(self.out.pixel_blocks):
             for start in range(0, len(boxes), self.cores_m):
                 self._batch(boxes[start : start + self.cores_m], block, epilogue, first=start == 0)
+            self._finish()
             if after_block is not None:
                 after_block(block)
+
+    def _finish(self) -> None:
+        """The epilogues of the tiles that have been drained."""
+        for finish in self.pending:
+            finish()
+        self.pending.clear()
 
     def _batch(self, boxes: list[Box], block: int, epilogue: Epilogue, *, first: bool) -> None:
         """Boxes that the groups of cores work on side by side, for one channel block of the output."""
         tiles = [self._tile(box, block) for box in boxes]
-        places, row = [], self.vmem
-        for tile in tiles:
-            places.append(row)
-            row += tile.size
+        places = self.sets[self.batches % 2][: len(tiles)]
+        self.batches += 1
         chunk = self.cores_o * self.config.lanes
         low, high = block * BLOCK, min(self.out.padded, (block + 1) * BLOCK)
         for channel in range(low, high, chunk):
-            for axis_h in self.axes_h_by_phase():
-                for axis_w in self.axes_w_by_phase():
+            for axis_h in by_phase(self.axes_h):
+                for axis_w in by_phase(self.axes_w):
                     self._sums(boxes, tiles, places, channel, high, axis_h, axis_w)
         for i, (tile, place) in enumerate(zip(tiles, places, strict=True)):
-            epilogue(tile, place, first and i == 0)
-
-    def axes_h_by_phase(self) -> list[list[Axis]]:
-        """Vertical axes, grouped by output phase."""
-        return by_phase(self.axes_h)
-
-    def axes_w_by_phase(self) -> list[list[Axis]]:
-        """Horizontal axes, grouped by output phase."""
-        return by_phase(self.axes_w)
+            self.pending.append(partial(epilogue, tile, place, first and i == 0, self.scratch))
 
     def _tile(self, box: Box, block: int) -> Tile:
         step, out = self.step, self.out
@@ -191,6 +197,8 @@ class DirectLowering:
         ]
         groups = self._groups(axes_h, axes_w)
         lanes = [min(config.lanes, high - (channel + o * config.lanes)) for o in range(self.cores_o)]
+        psum = self.psum_bases[self.sums_taken % len(self.psum_bases)]
+        self.sums_taken += 1
         initialise = True
         for k in range(0, self.source.padded, self.depth):
             for axis_h, axis_w, taps_r, taps_s in groups:
@@ -226,8 +234,10 @@ class DirectLowering:
                             pages,
                             count,
                             initialise,
+                            psum,
                         )
                 initialise = False
+        self._finish()  # of the batch before, while the cores work on this one
         for m, (tile, place) in enumerate(zip(tiles, places, strict=True)):
             lines, pixels = inside[m]
             if lines < 1 or pixels < 1:
@@ -245,10 +255,11 @@ class DirectLowering:
                         pixels,
                         axes_h[0].out_phase,
                         axes_w[0].out_phase,
+                        psum,
                         empty=not groups,
                     )
 
-    def _mask(self, groups_m, groups_o) -> int:
+    def _mask(self, groups_m: Iterable[int], groups_o: Iterable[int]) -> int:
         return sum(1 << (m * self.cores_o + o) for m in groups_m for o in groups_o)
 
     def _load_sparse(
@@ -261,8 +272,8 @@ class DirectLowering:
         depth: int,
         axis_h: Axis,
         axis_w: Axis,
-        taps_r,
-        taps_s,
+        taps_r: Taps,
+        taps_s: Taps,
     ) -> tuple[int, tuple[int, int, int, int, int]]:
         """Load the box with the halo of these taps; returns the page and (rows an image, pitch, first row, steps)."""
         low_r, low_s = min(f for _, f in taps_r), min(f for _, f in taps_s)
@@ -318,7 +329,7 @@ class DirectLowering:
             )
         return page, geometry
 
-    def _load_dense(self, cores: int, lane: int, lanes: int, k: int, depth: int, taps_r, taps_s) -> int:
+    def _load_dense(self, cores: int, lane: int, lanes: int, k: int, depth: int, taps_r: Taps, taps_s: Taps) -> int:
         """Load weights [tap, k, lane] of output channels `lane` and up; returns the page."""
         content = (lane, lanes, k, taps_r, taps_s)
         page, there = self.cache.page("dense", cores, content)
@@ -391,7 +402,7 @@ class DirectLowering:
         images: int,
         lines: int,
         pixels: int,
-        geometry,
+        geometry: tuple[int, int, int, int, int],
         count_r: int,
         count_s: int,
         depth: int,
@@ -399,12 +410,13 @@ class DirectLowering:
         dense_page: int,
         lanes: int,
         initialise: bool,
+        psum: int,
     ) -> None:
         per_image, pitch, first_row, step_r, step_s = geometry
         self.program.emit(
             Opcode.MULTIPLY,
             reads=page_regions("sparse", cores, sparse_page) + page_regions("dense", cores, dense_page),
-            writes=psum_regions(cores),
+            writes=psum_regions(cores, psum, images * lines * pixels),
             cores=cores,
             sparse_page=sparse_page,
             dense_page=dense_page,
@@ -421,6 +433,7 @@ class DirectLowering:
             row_w=1,
             row_r=step_r,
             row_s=step_s,
+            psum=psum,
             psum_n=lines * pixels,
             psum_h=pixels,
             psum_w=1,
@@ -441,6 +454,7 @@ class DirectLowering:
         pixels: int,
         phase_h: int,
         phase_w: int,
+        psum: int,
         *,
         empty: bool,
     ) -> None:
@@ -470,7 +484,7 @@ class DirectLowering:
         scale = self.rounding.scale
         self.program.emit(
             Opcode.DRAIN,
-            reads=[Region(f"psum {core}")],
+            reads=psum_regions(1 << core, psum, box.images * lines * pixels),
             writes=[VectorBuilder.rows(place, tile.size)],
             core=core,
             count_n=box.images,
@@ -481,6 +495,7 @@ class DirectLowering:
             scale=scale if self.rounding.fp16 else 0,
             fp16=int(self.rounding.fp16),
             saturate=int(self.rounding.saturate),
+            psum=psum,
             psum_n=lines * pixels,
             psum_h=pixels,
             psum_w=1,

@@ -471,16 +471,16 @@ def lower_update(
         def load(tile: Tile, at: list[int]) -> None:
             row = tile.line * weight.width + tile.pixel
             v.load(gradient, tile, at[0])
-            v.load_raw(master, at[1], row=row, rows=tile.count, block=block)
-            v.load_raw(momentum, at[2], row=row, rows=tile.count, block=block)
+            v.load_raw(master, at[1], row=row, rows=tile.count, block=tile.block)
+            v.load_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
 
         def compute(tile: Tile, at: list[int], first: bool) -> None:
             _sgd(space, optimiser, optimiser.decay, at[1], at[2], at[0], tile.size)
 
         def store(tile: Tile, at: list[int]) -> None:
             row = tile.line * weight.width + tile.pixel
-            v.store_raw(master, at[1], row=row, rows=tile.count, block=block)
-            v.store_raw(momentum, at[2], row=row, rows=tile.count, block=block)
+            v.store_raw(master, at[1], row=row, rows=tile.count, block=tile.block)
+            v.store_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
             v.store(weight, tile, at[1])
 
         space.stream(weight, block, 3, load, compute, store)

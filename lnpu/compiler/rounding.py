@@ -20,6 +20,6 @@ class Rounding:
     saturate: bool = False
 
 
-Epilogue = Callable[[Tile, int, bool], None]
-"""Called with an output tile, the vector-memory row it is at, and whether it is the first tile of its channel block;
-does what is fused onto it and stores it."""
+Epilogue = Callable[[Tile, int, bool, list[int]], None]
+"""Called with an output tile, the vector-memory row it is at, whether it is the first tile of its channel block, and
+the first rows of the areas (each as large as a tile) that it asked for; does what is fused onto the tile and stores it."""

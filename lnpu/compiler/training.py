@@ -273,7 +273,7 @@ class TrainingStep:
         y = self.tensors[stage.name]
         sums = stage.norm is not None and training
 
-        def epilogue(tile: Tile, place: int, first: bool) -> None:
+        def epilogue(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
             if sums:
                 layers.take_statistics(space, y, tile, place, first=first)
             space.vectors.store(y, tile, place)
@@ -327,7 +327,7 @@ class TrainingStep:
         bias = self.parameters[f"{stage.name}.bias"].master
         v = space.vectors
 
-        def epilogue(tile: Tile, place: int, first: bool) -> None:
+        def epilogue(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
             row = space.vector(0)
             v.load_raw(bias, row, block=tile.block)
             v.vector(VectorOp.ADD, place, place, row, outer=tile.count, inner=tile.rows, broadcast="b")
@@ -435,13 +435,10 @@ class TrainingStep:
     ) -> None:
         v = space.vectors
         operands = [*addends, *([mask] if mask is not None else [])]
-        # The epilogue's operands take as much room as a tile each, at the end of the vector memory.
-        room = (space.end - space.tiles) // (self.config.cores + len(operands))
 
-        def epilogue(tile: Tile, place: int, first: bool) -> None:
+        def epilogue(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
             size = {"outer": tile.count, "inner": tile.rows}
-            for i, operand in enumerate(operands):
-                row = space.end - (i + 1) * room
+            for operand, row in zip(operands, scratch, strict=True):
                 v.load(operand, tile, row)
                 which = VectorOp.KEEP_POSITIVE if operand is mask else VectorOp.ADD
                 v.vector(which, place, place, row, **size)
@@ -457,7 +454,8 @@ class TrainingStep:
             Rounding(True, out.policy.scale) if exact else Rounding(False),
             epilogue,
             vmem=space.tiles,
-            vmem_end=space.tiles + room * self.config.cores,
+            vmem_end=space.end,
+            reserve=len(operands),
         )
         self._mark(space.program, stage.name, "bp", [out.name], shape.macs)
 
@@ -472,7 +470,7 @@ class TrainingStep:
             dy,
             gradient,
             Rounding(True, gradient.policy.scale),
-            lambda tile, place, first: space.vectors.store(gradient, tile, place),
+            lambda tile, place, first, scratch: space.vectors.store(gradient, tile, place),
             vmem=space.tiles,
             vmem_end=space.end,
         )

@@ -1,8 +1,11 @@
 """Weight gradients of convolutions: input channels and taps are the rows, pixels are summed over, dy is resident."""
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 from lnpu.compiler.buffers import PageCache, block_parts, page_regions, power_of_two, psum_regions
-from lnpu.compiler.geometry import Axis, Box, Convolution, Plan, all_taps, boxes_of, cut, forward_axes
-from lnpu.compiler.program import Program, Region
+from lnpu.compiler.geometry import Axis, Box, Convolution, Plan, Taps, all_taps, boxes_of, cut, forward_axes
+from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.tensor import Tensor
 from lnpu.compiler.tiles import Tile, VectorBuilder, inside
@@ -30,7 +33,6 @@ class WeightGradLowering:
     ) -> None:
         self.program, self.config, self.shape = program, program.config, shape
         self.x, self.dy, self.out, self.rounding = x, dy, out, rounding
-        self.vmem = vmem
         config = self.config
         groups = -(-dy.padded // config.lanes)
         self.cores_o = min(config.cores, groups)
@@ -39,13 +41,23 @@ class WeightGradLowering:
         self.axes_h = all_taps(forward_axes(shape.height, shape.out_height, k[0], s, p), k[0], s, p)
         self.axes_w = all_taps(forward_axes(shape.width, shape.out_width, k[1], s, p), k[1], s, p)
         per_pixel = out.block_channels // config.beat
-        budget = (vmem_end - vmem) // (self.cores_m + reserve) // per_pixel
+        # Two sets of tiles, so that one is being stored while the next is computed; then the epilogue's areas.
+        area = (vmem_end - vmem) // (2 * self.cores_m + reserve)
+        areas = [vmem + i * area for i in range(2 * self.cores_m + reserve)]
+        self.sets = [areas[: self.cores_m], areas[self.cores_m : 2 * self.cores_m]]
+        self.scratch = areas[2 * self.cores_m :]
+        self.batches = 0
+        self.pending: list[Callable[[], None]] = []
+        budget = area // per_pixel
         # Channels of x a core holds at a time; a tile of `out` holds whole blocks, so at least `block_pixels`.
         self.channels = power_of_two(min(x.padded, BLOCK, config.rows, config.psum_rows, budget))
         if self.channels < min(out.width, max(config.beat, out.block_pixels)):
             raise ValueError(f"no tile of {out.name} fits {budget} pixels of the vector memory")
         self.taps, self.tile = self._plan(budget)
-        self.vectors = VectorBuilder(program)
+        sums = self.taps[0] * self.taps[1] * self.channels
+        # With room for two tiles' partial sums, one drains while the other adds up.
+        self.psum_bases = [0, sums] if 2 * sums <= config.psum_rows else [0]
+        self.sums_taken = 0
 
     def _plan(self, budget: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
         """Taps of a group and the box of dy's pixels: the fewest elements loaded."""
@@ -94,19 +106,27 @@ class WeightGradLowering:
         for block in range(self.out.pixel_blocks):
             for start in range(0, len(jobs), self.cores_m):
                 self._batch(jobs[start : start + self.cores_m], block, epilogue)
+        self._finish()
+
+    def _finish(self) -> None:
+        """The epilogues of the tiles that have been drained."""
+        for finish in self.pending:
+            finish()
+        self.pending.clear()
 
     def _batch(self, jobs: list, block: int, epilogue: Epilogue) -> None:
         """Jobs that the groups of cores work on side by side, for one block of output channels."""
         config, out = self.config, self.out
         per_pixel = out.block_channels // config.beat
-        places, row = [], self.vmem
-        for (_, _, taps_r, taps_s), channel in jobs:
-            places.append(row)
-            row += len(taps_r) * len(taps_s) * min(self.channels, self.x.padded - channel) * per_pixel
+        places = self.sets[self.batches % 2][: len(jobs)]
+        self.batches += 1
         low, high = block * BLOCK, min(self.dy.padded, (block + 1) * BLOCK)
         for lane in range(low, high, self.cores_o * config.lanes):
             lanes = [min(config.lanes, high - (lane + o * config.lanes)) for o in range(self.cores_o)]
-            self._sums(jobs, lane, lanes)
+            psum = self.psum_bases[self.sums_taken % len(self.psum_bases)]
+            self.sums_taken += 1
+            self._sums(jobs, lane, lanes, psum)
+            self._finish()  # of the batch before, while the cores work on this one
             for m, ((_, _, taps_r, taps_s), channel) in enumerate(jobs):
                 channels = min(self.channels, self.x.padded - channel)
                 for o, count in enumerate(lanes):
@@ -118,6 +138,7 @@ class WeightGradLowering:
                             count,
                             per_pixel,
                             places[m],
+                            psum,
                         )
         for m, ((_, _, taps_r, taps_s), channel) in enumerate(jobs):
             channels = min(self.channels, self.x.padded - channel)
@@ -125,36 +146,45 @@ class WeightGradLowering:
                 for j, (s, _) in enumerate(taps_s):
                     tap = i * len(taps_s) + j
                     tile = Tile(0, 1, r * self.shape.kernel_width + s, 1, channel, channels, block, per_pixel)
-                    epilogue(tile, places[m] + tap * tile.size, False)
+                    place = places[m] + tap * tile.size
+                    self.pending.append(partial(epilogue, tile, place, False, self.scratch))
 
-    def _sums(self, jobs: list, lane: int, lanes: list[int]) -> None:
+    def _sums(self, jobs: list, lane: int, lanes: list[int], psum: int) -> None:
+        """Sums of all pixels, box by box, in partial-sum rows `psum` and up."""
         config, shape = self.config, self.shape
         cache = PageCache()
         images, lines, pixels = self.tile
         initialise = True
         plan = Plan(images, lines, pixels, *self.taps)
+        active = [o for o, count in enumerate(lanes) if count > 0]
         for box in boxes_of(plan, shape.batch, shape.out_height, shape.out_width):
-            active = [o for o, count in enumerate(lanes) if count > 0]
+            pitches: dict[tuple[int, int], list[int]] = {}  # (tall, wide) of the haloed box -> groups of cores
+            for m, ((_, _, taps_r, taps_s), _) in enumerate(jobs):
+                pitches.setdefault((box.lines + len(taps_r) - 1, box.pixels + len(taps_s) - 1), []).append(m)
+            pages = {
+                (pitch, o): self._load_dy(
+                    cache, self._mask(members, [o]), box, *pitch, lane + o * config.lanes, lanes[o]
+                )
+                for pitch, members in pitches.items()
+                for o in active
+            }
             for m, ((axis_h, axis_w, taps_r, taps_s), channel) in enumerate(jobs):
                 channels = min(self.channels, self.x.padded - channel)
                 tall, wide = box.lines + len(taps_r) - 1, box.pixels + len(taps_s) - 1
-                cores = sum(1 << (m * self.cores_o + o) for o in active)
-                x_page = self._load_x(cache, cores, box, tall, wide, channel, channels, axis_h, axis_w, taps_r, taps_s)
-                pages = {}
-                for o in active:
-                    pages[o] = self._load_dy(
-                        cache, 1 << (m * self.cores_o + o), box, tall, wide, lane + o * config.lanes, lanes[o]
-                    )
+                x_page = self._load_x(
+                    cache, self._mask([m], active), box, tall, wide, channel, channels, axis_h, axis_w, taps_r, taps_s
+                )
                 window = 0
                 for n in range(box.images):
                     for line in range(box.lines):
                         window |= ((1 << box.pixels) - 1) << (n * tall * wide + line * wide)
-                for count, page in sorted({(lanes[o], pages[o]) for o in active}):
-                    mask = sum(1 << (m * self.cores_o + o) for o in active if (lanes[o], pages[o]) == (count, page))
+                kinds = {o: (lanes[o], pages[(tall, wide), o]) for o in active}
+                for count, page in sorted(set(kinds.values())):
+                    mask = self._mask([m], [o for o in active if kinds[o] == (count, page)])
                     self.program.emit(
                         Opcode.MULTIPLY,
                         reads=page_regions("sparse", mask, x_page) + page_regions("dense", mask, page),
-                        writes=psum_regions(mask),
+                        writes=psum_regions(mask, psum, len(taps_r) * len(taps_s) * channels),
                         cores=mask,
                         sparse_page=x_page,
                         dense_page=page,
@@ -166,6 +196,7 @@ class WeightGradLowering:
                         count_r=len(taps_r),
                         count_s=len(taps_s),
                         row_w=1,
+                        psum=psum,
                         psum_w=1,
                         psum_r=len(taps_s) * channels,
                         psum_s=channels,
@@ -176,6 +207,9 @@ class WeightGradLowering:
                         kmask=window,
                     )
             initialise = False
+
+    def _mask(self, groups_m: Iterable[int], groups_o: Iterable[int]) -> int:
+        return sum(1 << (m * self.cores_o + o) for m in groups_m for o in groups_o)
 
     def _load_x(
         self,
@@ -188,8 +222,8 @@ class WeightGradLowering:
         channels: int,
         axis_h: Axis,
         axis_w: Axis,
-        taps_r,
-        taps_s,
+        taps_r: Taps,
+        taps_s: Taps,
     ) -> int:
         """Columns of x: sparse row = channel, element = pixel of the haloed box."""
         first_line = (box.line + taps_r[0][1]) * axis_h.source_step + axis_h.source_phase
@@ -264,11 +298,11 @@ class WeightGradLowering:
                 )
         return page
 
-    def _drain(self, core: int, vmem: int, count: int, lanes: int, per_pixel: int, place: int) -> None:
+    def _drain(self, core: int, vmem: int, count: int, lanes: int, per_pixel: int, place: int, psum: int) -> None:
         scale = self.rounding.scale
         self.program.emit(
             Opcode.DRAIN,
-            reads=[Region(f"psum {core}")],
+            reads=psum_regions(1 << core, psum, count),
             writes=[VectorBuilder.rows(place, count * per_pixel)],
             core=core,
             count_n=1,
@@ -279,6 +313,7 @@ class WeightGradLowering:
             scale=scale if self.rounding.fp16 else 0,
             fp16=int(self.rounding.fp16),
             saturate=int(self.rounding.saturate),
+            psum=psum,
             psum_w=1,
             vmem=vmem,
             vmem_w=per_pixel,

@@ -270,7 +270,7 @@ class _Job:
                 "out (FP32)", TensorKind.OTHER, rows=tensor.lines * tensor.width, channels=tensor.channels
             )
 
-        def store(tile: Tile, place: int, is_first: bool) -> None:
+        def store(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
             if raw is None:
                 space.vectors.store(tensor, tile, place)
                 return

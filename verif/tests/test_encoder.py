@@ -17,8 +17,6 @@ CONFIGS = [
     TINY,
     ChipConfig(axi_bits=128),
     ChipConfig(beat=8, axi_bits=64),
-    ChipConfig(beat=8, axi_bits=256),
-    ChipConfig(beat=16, lanes=16, axi_bits=128),
     ChipConfig(beat=16, lanes=16, axi_bits=256),
 ]
 

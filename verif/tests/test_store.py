@@ -9,7 +9,6 @@ from verif.runner import run
 CONFIGS = [
     TINY,
     ChipConfig(axi_bits=128, address_bits=32),
-    ChipConfig(beat=8, axi_bits=128),
     ChipConfig(beat=8, axi_bits=64, address_bits=36),
     ChipConfig(beat=16, lanes=16, axi_bits=256),
 ]
