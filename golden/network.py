@@ -7,6 +7,7 @@ there: outputs by their node's name, "d.NAME" their errors, "w.NAME" and "g.NAME
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ class State:
 class StepResult:
     """Everything a step left in memory, by name: Quantised (NCHW, weights OIHW) or float32 vectors; and the loss."""
 
-    tensors: dict[str, Quantised | F32]
+    tensors: dict[str, Any]
     loss: float
 
 
@@ -191,7 +192,7 @@ class Network:
         kept, codes, underflow = quantize(bits, policy)
         return plain, Quantised(kept, codes, policy.scale, underflow)
 
-    def forward(self, state: State, images: F32, *, training: bool = True) -> tuple[dict[str, Quantised | F32], dict]:
+    def forward(self, state: State, images: F32, *, training: bool = True) -> tuple[dict[str, Any], dict]:
         """Feed-forward of normalised images [N, C, H, W].
 
         Returns
@@ -202,7 +203,7 @@ class Network:
             What `backward` needs beside: statistics by batch norm, winners by max pooling, weights by layer.
         """
         settings = self.settings
-        tensors: dict[str, Quantised | F32] = {"images": self._encode(np.asarray(images, np.float32), "activation")}
+        tensors: dict[str, Any] = {"images": self._encode(np.asarray(images, np.float32), "activation")}
         saved: dict = {"statistics": {}, "winner": {}, "weight": {}}
         before_fgmp: dict[str, Quantised] = {}
         for layer in self.layers:

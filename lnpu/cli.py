@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     op = commands.add_parser(
         "op",
         help="one operation on the simulated chip",
-        description="Runs one operation on the simulated chip. Arrays are .npy files of float16 or float32, NCHW; weights OIHW.",
+        description="Runs one operation on the simulated chip. Arrays are .npy files (float16 or float32): NCHW, OIHW.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     op.add_argument("operation", choices=_OPERATIONS)
@@ -158,7 +158,8 @@ def _train_step(arguments: argparse.Namespace) -> int:
         print(f"step {number}: loss {step['loss']:.6f} (golden {step['golden_loss']:.6f}), {step['cycles']:,} cycles")
     print(
         f"{report['mismatches']} mismatches in {report['elements']:,} elements, {report['cycles']:,} cycles, "
-        f"utilisation {report['utilization']:.1%}, {report['skipped_zero'] + report['skipped_padding']:,} zeros skipped, "
+        f"utilisation {report['utilization']:.1%}, "
+        f"{report['skipped_zero'] + report['skipped_padding']:,} zeros skipped, "
         f"EMA {ema['fgmp'] / ema['fp16'] - 1:+.1%} against FP16, report {report['report']}"
     )
     return 1 if report["mismatches"] else 0
@@ -215,7 +216,8 @@ def _op(arguments: argparse.Namespace) -> int:
     np.save(arguments.output, result)
     products = chip.counters["mac16"] + chip.counters["mac8"]
     print(
-        f"{arguments.output}: {result.dtype} {result.shape}, {chip.counters['cycles']:,} cycles, {products:,} products, "
+        f"{arguments.output}: {result.dtype} {result.shape}, {chip.counters['cycles']:,} cycles, "
+        f"{products:,} products, "
         f"{chip.counters['skipped_zero'] + chip.counters['skipped_padding']:,} zeros skipped"
     )
     if not arguments.check:

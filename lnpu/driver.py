@@ -1,7 +1,7 @@
 """The host's side: tensors into and out of the chip's memory, and training steps.
 
-What the host does: it encodes images and initial weights, computes the loss gradient of the logits, starts programs, and
-reads results and counters. Everything else of a training step is computed by the chip.
+What the host does: it encodes images and initial weights, computes the loss gradient of the logits, starts programs,
+and reads results and counters. Everything else of a training step is computed by the chip.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from golden.fgmp import Quantised, fgmp
 from golden.memory import SLOT_BYTES, TensorLayout
 from golden.vector import loss_and_gradient
+from lnpu.compiler.graph import Conv
 from lnpu.compiler.program import Program
 from lnpu.compiler.tensor import RawTensor, Tensor
 from lnpu.compiler.training import TrainingStep
@@ -50,9 +51,10 @@ def write_tensor(memory: NDArray[np.uint8], tensor: Tensor, value: Quantised, be
     if value.bits.shape != shape:
         raise ValueError(f"{tensor.name} must have shape {shape}, not {value.bits.shape!r}")
     lines = (tensor.lines, tensor.width, tensor.channels)
-    slots, table = _layout(tensor, beat).pack(
-        *(np.ascontiguousarray(part.transpose(0, 2, 3, 1)).reshape(lines) for part in (value.bits, value.codes))
+    bits, codes = (
+        np.ascontiguousarray(part.transpose(0, 2, 3, 1)).reshape(lines) for part in (value.bits, value.codes)
     )
+    slots, table = _layout(tensor, beat).pack(bits, codes)
     memory[tensor.slots : tensor.slots + len(slots)] = np.frombuffer(slots, np.uint8)
     memory[tensor.table : tensor.table + len(table)] = np.frombuffer(table, np.uint8)
 
@@ -69,7 +71,7 @@ def read_tensor(memory: NDArray[np.uint8], tensor: Tensor, beat: int) -> Quantis
     slots = memory[tensor.slots : tensor.slots + SLOT_BYTES * layout.blocks].tobytes()
     bits, codes = layout.unpack(slots, memory[tensor.table : tensor.table + layout.blocks].tobytes())
     shape = (tensor.images, tensor.height, tensor.width, tensor.channels)
-    bits, codes = (part.reshape(shape).transpose(0, 3, 1, 2) for part in (bits, codes))
+    bits, codes = bits.reshape(shape).transpose(0, 3, 1, 2), codes.reshape(shape).transpose(0, 3, 1, 2)
     return Quantised(bits, codes, tensor.policy.scale, np.zeros(bits.shape, bool))
 
 
@@ -118,8 +120,8 @@ class Host:
 
     def write_weight(self, tensor: Tensor, value: Quantised) -> None:
         """OIHW weights."""
-        parts = [_to_pixels(part, tensor.width).transpose(2, 0, 1)[None] for part in (value.bits, value.codes)]
-        self.write(tensor, Quantised(*parts, value.scale, np.zeros(parts[0].shape, bool)))
+        bits, codes = (_to_pixels(part, tensor.width).transpose(2, 0, 1)[None] for part in (value.bits, value.codes))
+        self.write(tensor, Quantised(bits, codes, value.scale, np.zeros(bits.shape, bool)))
 
     def read_weight(self, tensor: Tensor, shape: tuple[int, int, int, int]) -> Quantised:
         """OIHW weights or weight gradients of this shape."""
@@ -181,44 +183,44 @@ class Trainer:
 
     def weight_shape(self, name: str) -> tuple[int, int, int, int]:
         """OIHW shape of the weights of node `name`."""
-        node = next(node for node in self.step.graph.nodes if node.name == name)
-        kernel = getattr(node, "kernel", 1)
-        return node.outputs, self.step.graph.shapes[node.x][0], kernel, kernel
+        graph = self.step.graph
+        node = next(node for node in graph.nodes if node.name == name)
+        kernel = node.kernel if isinstance(node, Conv) else 1
+        return graph.shapes[name][0], graph.shapes[node.x][0], kernel, kernel
 
     def load(self, parameters: dict[str, NDArray[np.float32]]) -> None:
-        """Set initial parameters (momentum zero): OIHW weights by node name, vectors as "bn.gamma", "bn.beta", "fc.bias".
+        """Set initial parameters (momentum zero): OIHW weights by node name; "BN.gamma", "BN.beta", "FC.bias".
 
         Running statistics start at mean 0 and variance 1.
         """
-        missing = set(self.step.parameters) ^ set(parameters)
-        if missing:
+        step, host = self.step, self.host
+        expected = [*step.weights, *step.vectors]
+        if wrong := set(expected) ^ set(parameters):
             raise ValueError(
-                f"parameters must be {', '.join(self.step.parameters)}; wrong: {', '.join(sorted(missing))}"
+                f"parameters must be {', '.join(expected)}; missing or unknown: {', '.join(sorted(wrong))}"
             )
-        for name, parameter in self.step.parameters.items():
+        for name, weight in step.weights.items():
             value = np.asarray(parameters[name], np.float32)
-            if parameter.weight is not None:
-                if value.shape != self.weight_shape(name):
-                    raise ValueError(f"{name} must have shape {self.weight_shape(name)}, not {value.shape!r}")
-                padded = parameter.weight.width
-                self.host.write_master(parameter.master, value, padded)
-                self.host.write_master(parameter.momentum, np.zeros_like(value), padded)
-                self.host.write_weight(parameter.weight, fgmp(value, parameter.weight.policy))
-            else:
-                self.host.write_vector(parameter.master, value)
-                self.host.write_vector(parameter.momentum, np.zeros_like(value))
-        for norm in self.step.norms.values():
+            if value.shape != self.weight_shape(name):
+                raise ValueError(f"{name} must have shape {self.weight_shape(name)}, not {value.shape!r}")
+            host.write_master(weight.master, value, weight.weight.width)
+            host.write_master(weight.momentum, np.zeros_like(value), weight.weight.width)
+            host.write_weight(weight.weight, fgmp(value, weight.weight.policy))
+        for name, vector in step.vectors.items():
+            host.write_vector(vector.master, parameters[name])
+            host.write_vector(vector.momentum, np.zeros_like(parameters[name]))
+        for norm in step.norms.values():
             channels = norm.running_mean.channels
-            self.host.write_vector(norm.running_mean, np.zeros(channels, np.float32))
-            self.host.write_vector(norm.running_var, np.ones(channels, np.float32))
+            host.write_vector(norm.running_mean, np.zeros(channels, np.float32))
+            host.write_vector(norm.running_var, np.ones(channels, np.float32))
 
     def forward(self, images: NDArray[np.float32], *, training: bool = True) -> NDArray[np.float32]:
         """Logits [batch, classes] of normalised images [batch, channels, height, width]; see `measurements`."""
         step = self.step
-        tensor = step.tensors["images"]
+        tensor = step.encoded("images")
         self.host.write(tensor, fgmp(np.asarray(images, np.float32), tensor.policy))
         self.measurements = self._run(step.forward if training else step.inference, "feed-forward")
-        return read_raw(self.device.memory, step.tensors[step.graph.nodes[-1].name])
+        return read_raw(self.device.memory, step.raw(step.graph.nodes[-1].name))
 
     def train(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
         """One training step; returns the loss. `measurements` then has all operations of the step."""
@@ -226,7 +228,7 @@ class Trainer:
         logits = self.forward(images)
         measurements = self.measurements
         loss, gradient = loss_and_gradient(logits, labels)
-        error = step.tensors[f"d.{step.graph.nodes[-1].name}"]
+        error = step.encoded(f"d.{step.graph.nodes[-1].name}")
         scaled = gradient * np.float32(step.optimiser.loss_scale)
         self.host.write(error, fgmp(scaled.reshape(*scaled.shape, 1, 1), error.policy))
         measurements += self._run(step.backward, "back-propagation and weight gradients")

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lnpu.compiler.graph import resnet18
 from lnpu.compiler.layers import Optimiser
 from lnpu.compiler.policies import get_formats
 from lnpu.compiler.tensor import RawTensor, Tensor
-from lnpu.compiler.training import Formats, TrainingStep
+from lnpu.compiler.training import TrainingStep
 from lnpu.config import ChipConfig, get_config
 from lnpu.datasets import load_images, normalise
 from lnpu.driver import Measurement, Trainer, read_raw
@@ -105,14 +106,13 @@ class _Reporting:
 def read_back(trainer: Trainer, name: str, like: "Quantised | NDArray[np.float32]") -> Any:
     """A tensor of the chip's memory, in the shape of its golden twin `like`."""
     tensor = trainer.step.tensors[name]
-    shape = like.shape
+    shape: Any = like.shape
     if isinstance(tensor, Tensor):
         if tensor.kind in (TensorKind.WEIGHT, TensorKind.GRADIENT):
             return trainer.host.read_weight(tensor, shape)
         return trainer.host.read(tensor)
     if len(shape) == 4:
-        weight = trainer.step.tensors[f"w.{name.split('.', 1)[1]}"]
-        assert isinstance(weight, Tensor)
+        weight = trainer.step.weights[name.split(".", 1)[1]].weight
         return trainer.host.read_master(tensor, shape, weight.width)
     return read_raw(trainer.host.memory, tensor).reshape(shape)
 
@@ -191,7 +191,7 @@ def run(
         def phase(text: str, number: int = number) -> None:
             label = f"step {number + 1}: {text}"
             tell(label, 0.0)
-            device.report = lambda part: tell(label, part)
+            device.report = partial(tell, label)
 
         trainer.progress = phase
         loss = trainer.train(pixels[part], labels[part])
@@ -250,7 +250,7 @@ def _report(
     precision: dict[str, dict[str, int]],
 ) -> dict[str, Any]:
     """All figures of the report."""
-    ops = []
+    ops: list[dict[str, Any]] = []
     for (layer, phase), total in totals.items():
         products = total["mac16"] + total["mac8"] / 2
         ops.append(

@@ -1,7 +1,7 @@
 """An executable specification of the commands: runs a program on a memory image, command by command.
 
-Independent of the RTL and of time: each command acts at once, in program order. It checks the compiler without a simulation,
-and random programs of the whole-chip bench against the RTL.
+Independent of the RTL and of time: each command acts at once, in program order. It checks the compiler without a
+simulation, and the chip against something simpler.
 """
 
 import numpy as np

@@ -15,8 +15,8 @@ __all__ = ["Convolution", "Rounding", "lower_forward", "lower_input_grad", "lowe
 def _check_terms(program: Program, name: str, terms: int) -> None:
     if terms > program.config.max_terms:
         raise ValueError(
-            f"{name} must sum up at most {program.config.max_terms} products, which acc_bits = {program.config.acc_bits} "
-            f"hold whatever they are, not {terms}"
+            f"{name} must sum up at most {program.config.max_terms} products, the most that acc_bits = "
+            f"{program.config.acc_bits} hold whatever they are, not {terms}"
         )
 
 

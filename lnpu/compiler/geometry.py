@@ -1,9 +1,8 @@
 """Geometry of convolutions: shapes, the phases of strided ones, and tiles.
 
-The array knows only unit strides: visit (n, h, w, r, s) multiplies sparse row base + n.. + h.. + w.. + r.. + s.. . A strided
-convolution is cut into *phases*: every stride-th line and pixel of its large side forms a lattice, and between one
-phase's lattice and the small side each tap is a constant offset. A fully connected layer is a 1x1 convolution on images
-of one pixel.
+The array knows only unit strides: every loop of a MULTIPLY moves the sparse row by a constant. A strided convolution is
+cut into *phases*: every stride-th line and pixel of its large side forms a lattice, and between one phase's lattice and
+the small side each tap is a constant offset. A fully connected layer is a 1x1 convolution on images of one pixel.
 """
 
 from collections.abc import Iterator

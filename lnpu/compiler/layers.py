@@ -6,6 +6,7 @@ into per-channel rows (coefficients) and tiles.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -138,7 +139,7 @@ def take_statistics(space: Workspace, y: Tensor, tile: Tile, place: int, *, firs
     """Add a tile of y to the exact sums of y and of y * y (accumulator rows 0 and up, one set after the other)."""
     shift = y.policy.scale
     vectors, rows = space.vectors, tile.rows
-    common = {"pixels": tile.count, "rows": rows, "initialise": first}
+    common: dict[str, Any] = {"pixels": tile.count, "rows": rows, "initialise": first}
     vectors.sum(0, place, 1.0, **common, a_shift=shift)
     vectors.sum(rows, place, place, **common, a_shift=shift, b_shift=shift)
 
@@ -243,7 +244,7 @@ def lower_group(
                 v.load(other, tile, at[1])
 
         def compute(tile: Tile, at: list[int], first: bool) -> None:
-            size = {"outer": tile.count, "inner": tile.rows}
+            size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
             if norm is not None:
                 v.vector(Op.MULADD, at[0], at[0], a, b, **size, broadcast="bc")
             if other is not None:
@@ -271,7 +272,7 @@ def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, dy: Tensor, norm: N
             v.load(y, tile, at[1])
 
         def sums(tile: Tile, at: list[int], first: bool) -> None:
-            common = {"pixels": tile.count, "rows": tile.rows, "initialise": first, "a_shift": dz_shift}
+            common: dict[str, Any] = {"pixels": tile.count, "rows": tile.rows, "initialise": first, "a_shift": dz_shift}
             v.sum(0, at[0], 1.0, **common)
             v.sum(tile.rows, at[0], at[1], **common, b_shift=y_shift)
 
@@ -301,7 +302,7 @@ def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, dy: Tensor, norm: N
         op(Op.SUB, big_c, t, s1)
 
         def compute(tile: Tile, at: list[int], first: bool) -> None:
-            size = {"outer": tile.count, "inner": tile.rows}
+            size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
             v.vector(Op.MUL, at[0], at[0], a, **size, broadcast="b")
             v.vector(Op.MUL, at[1], at[1], big_b, **size, broadcast="b")
             v.vector(Op.ADD, at[0], at[0], at[1], **size)
@@ -324,7 +325,7 @@ def lower_sum_errors(space: Workspace, terms: Sequence[Tensor], mask: Tensor | N
                 v.load(source, tile, row)
 
         def compute(tile: Tile, at: list[int], first: bool) -> None:
-            size = {"outer": tile.count, "inner": tile.rows}
+            size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
             for row in at[1 : len(terms)]:
                 v.vector(Op.ADD, at[0], at[0], row, **size)
             if mask is not None:
@@ -381,7 +382,7 @@ def lower_average_pool_grad(space: Workspace, error: Tensor, mask: Tensor | None
             each = tile.lines * tile.pixels
             for image in range(tile.images):
                 dst = x + image * each * rows
-                size_of = {"outer": each, "inner": rows, "broadcast": "a"}
+                size_of: dict[str, Any] = {"outer": each, "inner": rows, "broadcast": "a"}
                 if mask is not None:
                     v.vector(Op.KEEP_POSITIVE, dst, e + image * rows, dst, **size_of)
                 else:
@@ -398,7 +399,7 @@ def lower_max_pool(
         places, size = space.areas(4)
         best, index, value, flag = places
         for tile in tiles_of(out, space.beat, size, block):
-            shape = {"outer": tile.count, "inner": tile.rows}
+            shape: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
             for tap in range(kernel * kernel):
                 r, s = divmod(tap, kernel)
                 target = best if tap == 0 else value
@@ -434,7 +435,7 @@ def lower_max_pool_grad(
         places, size = space.areas(4)
         total, e, w, x = places
         for tile in tiles_of(out, space.beat, size, block):
-            shape = {"outer": tile.count, "inner": tile.rows}
+            shape: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
             if mask is not None:
                 v.load(mask, tile, x)
             v.vector(Op.KEEP_POSITIVE, total, total, 0.0, **shape)  # zero

@@ -21,5 +21,8 @@ class Rounding:
 
 
 Epilogue = Callable[[Tile, int, bool, list[int]], None]
-"""Called with an output tile, the vector-memory row it is at, whether it is the first tile of its channel block, and
-the first rows of the areas (each as large as a tile) that it asked for; does what is fused onto the tile and stores it."""
+"""Does what is fused onto an output tile, and stores it.
+
+Called with the tile, the vector-memory row it is at, whether it is the first tile of its channel block, and the first
+rows of the areas (each as large as a tile) that it asked for.
+"""

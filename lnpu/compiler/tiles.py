@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from lnpu.compiler.program import Program, Region
 from lnpu.compiler.tensor import RawTensor, Tensor
@@ -101,8 +102,8 @@ class VectorBuilder:
         )
 
     def load_lattice(self, tensor: Tensor, tile: Tile, vmem: int, *, step: int, line: int, pixel: int) -> bool:
-        """The converse: for each pixel (i, j) of `tile` for which ((i + line) / step, (j + pixel) / step) are whole, that
-        pixel of `tensor`, or zero outside it. Other pixels keep what is there. False if there are none."""
+        """The converse: bring in pixel ((i + line) / step, (j + pixel) / step) for each (i, j) of `tile` where that is
+        one, or zero outside `tensor`. Other pixels keep what is there. False if there are none."""
         first_i, first_j = -(tile.line + line) % step, -(tile.pixel + pixel) % step
         lines, pixels = -(-(tile.lines - first_i) // step), -(-(tile.pixels - first_j) // step)
         if lines < 1 or pixels < 1:
@@ -276,7 +277,7 @@ class VectorBuilder:
         b_shift: int = 0,
     ) -> None:
         """Add a * b over `pixels` pixels of `rows` rows each to accumulator rows `row` and up, a row a channel beat."""
-        fields = (
+        fields: dict[str, Any] = (
             {"b_immediate": 1, "immediate_b": float_bits(b)}
             if isinstance(b, float)
             else {

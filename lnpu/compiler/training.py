@@ -1,6 +1,8 @@
 """Compiles a graph and a batch size to the programs of a training step (docs/training.md)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from golden.fgmp import POLICIES, Policy
 from lnpu.compiler import layers
@@ -25,7 +27,7 @@ from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, VectorOp
 from lnpu.formats import TensorKind
 
-__all__ = ["Formats", "Parameter", "TrainingStep"]
+__all__ = ["Formats", "Operation", "TrainingStep", "VectorParameter", "WeightParameter"]
 
 MARK_BYTES = 512
 """Room for the counters that a mark writes."""
@@ -43,14 +45,24 @@ class Formats:
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A trained tensor: master copy and momentum; weights have an encoded gradient and copy, vectors a raw gradient."""
+class WeightParameter:
+    """A trained weight: FP32 master copy and momentum, encoded gradient and copy."""
 
     name: str
     master: RawTensor
     momentum: RawTensor
-    gradient: Tensor | RawTensor
-    weight: Tensor | None = None
+    gradient: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class VectorParameter:
+    """A trained per-channel vector: value, momentum and gradient, all FP32."""
+
+    name: str
+    master: RawTensor
+    momentum: RawTensor
+    gradient: RawTensor
 
 
 @dataclass
@@ -85,7 +97,10 @@ class TrainingStep:
     tensors : dict of str to Tensor or RawTensor
         Everything in memory. Outputs have their node's name; "d.NAME" is the error of NAME, "g.NAME" a weight gradient,
         "w.NAME" weights.
-    parameters : dict of str to Parameter
+    weights : dict of str to WeightParameter
+        By name of the convolution or linear node.
+    vectors : dict of str to VectorParameter
+        "BN.gamma", "BN.beta" and "FC.bias".
     forward, backward, update, inference : Program
         Each ends with END. The host computes the loss gradient between `forward` and `backward`.
     """
@@ -112,7 +127,8 @@ class TrainingStep:
         self.stages = fuse(graph)
         self.map = MemoryMap(size=memory, beat=config.beat)
         self.tensors: dict[str, Tensor | RawTensor] = {}
-        self.parameters: dict[str, Parameter] = {}
+        self.weights: dict[str, WeightParameter] = {}
+        self.vectors: dict[str, VectorParameter] = {}
         self.norms: dict[str, NormTensors] = {}
         self.relu = {stage.name for stage in self.stages if isinstance(stage, GroupStage) and stage.relu}
         self._operations: dict[int, list[Operation]] = {}
@@ -126,6 +142,18 @@ class TrainingStep:
         """The operations of one of the programs, one a mark, in order."""
         return self._operations[id(program)]
 
+    def encoded(self, name: str) -> Tensor:
+        """The encoded tensor of this name."""
+        tensor = self.tensors[name]
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def raw(self, name: str) -> RawTensor:
+        """The FP32 array of this name."""
+        tensor = self.tensors[name]
+        assert isinstance(tensor, RawTensor)
+        return tensor
+
     # Memory.
 
     def _tensor(self, name: str, kind: TensorKind, policy: Policy, shape: tuple[int, int, int]) -> Tensor:
@@ -137,8 +165,8 @@ class TrainingStep:
         return tensor
 
     def _raw(self, name: str, kind: TensorKind, *, rows: int = 1, channels: int) -> RawTensor:
-        self.tensors[name] = self.map.raw(name, kind, rows=rows, channels=channels)
-        return self.tensors[name]
+        tensor = self.tensors[name] = self.map.raw(name, kind, rows=rows, channels=channels)
+        return tensor
 
     def _vector(self, name: str, channels: int) -> RawTensor:
         return self._raw(name, TensorKind.NORM, channels=channels)
@@ -170,13 +198,13 @@ class TrainingStep:
 
     def _weights(self, name: str, node: Conv | Linear, inputs: int) -> None:
         kernel = node.kernel if isinstance(node, Conv) else 1
-        padded = self.tensors[node.x].padded
+        padded = self.encoded(node.x).padded
         shape = {"height": kernel * kernel, "width": padded, "channels": node.outputs}
         weight = self.map.tensor(f"w.{name}", TensorKind.WEIGHT, **shape, policy=self.formats.weight)
         gradient = self.map.tensor(f"g.{name}", TensorKind.GRADIENT, **shape, policy=self.formats.gradient)
         self.tensors[weight.name], self.tensors[gradient.name] = weight, gradient
         rows = kernel * kernel * padded
-        self.parameters[name] = Parameter(
+        self.weights[name] = WeightParameter(
             name,
             self._raw(f"master.{name}", TensorKind.OPTIMIZER, rows=rows, channels=node.outputs),
             self._raw(f"momentum.{name}", TensorKind.OPTIMIZER, rows=rows, channels=node.outputs),
@@ -184,28 +212,30 @@ class TrainingStep:
             weight,
         )
 
-    def _vector_parameter(self, name: str, channels: int) -> Parameter:
-        parameter = Parameter(
+    def _vector_parameter(self, name: str, channels: int) -> VectorParameter:
+        parameter = VectorParameter(
             name,
             self._vector(f"master.{name}", channels),
             self._vector(f"momentum.{name}", channels),
             self._vector(f"g.{name}", channels),
         )
-        self.parameters[name] = parameter
+        self.vectors[name] = parameter
         return parameter
 
     def _norm(self, name: str, channels: int) -> None:
         gamma = self._vector_parameter(f"{name}.gamma", channels)
         beta = self._vector_parameter(f"{name}.beta", channels)
-        saved = [
-            self._vector(f"{name}.{field}", channels)
-            for field in ("running_mean", "running_var", "mean", "invstd", "a", "b")
-        ]
-        self.norms[name] = NormTensors(gamma.master, beta.master, *saved, gamma.gradient, beta.gradient)
+        saved = {
+            part: self._vector(f"{name}.{part}", channels)
+            for part in ("running_mean", "running_var", "mean", "invstd", "a", "b")
+        }
+        self.norms[name] = NormTensors(
+            gamma=gamma.master, beta=beta.master, dgamma=gamma.gradient, dbeta=beta.gradient, **saved
+        )
 
     # Programs.
 
-    def _compile(self, body) -> Program:
+    def _compile(self, body: Callable[[Program], None]) -> Program:
         program = Program(self.config)
         self._operations[id(program)] = []
         self._mark(program, "start", "vector")
@@ -225,7 +255,7 @@ class TrainingStep:
         """Where a program goes in memory."""
         for name in ("forward", "inference", "backward", "update"):
             if getattr(self, name) is program:
-                return self.tensors[f"program _{name}"].address
+                return self.raw(f"program _{name}").address
         raise ValueError("no such program")
 
     def _mark(self, program: Program, layer: str, phase: str, outputs: list[str] | None = None, macs: int = 0) -> None:
@@ -255,22 +285,22 @@ class TrainingStep:
                 case PoolStage(node=MaxPool() as node):
                     layers.lower_max_pool(
                         space,
-                        self.tensors[stage.x],
-                        self.tensors[stage.name],
-                        self.tensors[f"{stage.name}.winner"],
+                        self.encoded(stage.x),
+                        self.encoded(stage.name),
+                        self.encoded(f"{stage.name}.winner"),
                         kernel=node.kernel,
                         stride=node.stride,
                         padding=node.padding,
                     )
                     self._mark(program, stage.name, "vector", [stage.name, f"{stage.name}.winner"])
                 case PoolStage(node=GlobalAveragePool()):
-                    layers.lower_average_pool(space, self.tensors[stage.x], self.tensors[stage.name])
+                    layers.lower_average_pool(space, self.encoded(stage.x), self.encoded(stage.name))
                     self._mark(program, stage.name, "vector", [stage.name])
                 case LinearStage():
                     self._linear_forward(space, stage)
 
     def _conv_forward(self, space: Workspace, stage: ConvStage, *, training: bool) -> None:
-        y = self.tensors[stage.name]
+        y = self.encoded(stage.name)
         sums = stage.norm is not None and training
 
         def epilogue(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
@@ -279,6 +309,7 @@ class TrainingStep:
             space.vectors.store(y, tile, place)
 
         def after_block(block: int) -> None:
+            assert stage.norm is not None
             norm = self.norms[stage.norm]
             layers.finish_statistics(space, y, norm, block, eps=self.eps, momentum=self.norm_momentum)
 
@@ -286,8 +317,8 @@ class TrainingStep:
         lower_forward(
             space.program,
             shape,
-            self.tensors[stage.x],
-            self.parameters[stage.name].weight,
+            self.encoded(stage.x),
+            self.weights[stage.name].weight,
             y,
             Rounding(True, y.policy.scale),
             epilogue,
@@ -301,7 +332,7 @@ class TrainingStep:
         self._mark(space.program, stage.name, "ff", outputs, shape.macs)
 
     def _group_forward(self, space: Workspace, stage: GroupStage, *, training: bool) -> None:
-        source, out = self.tensors[stage.x], self.tensors[stage.name]
+        source, out = self.encoded(stage.x), self.encoded(stage.name)
         norm = self.norms[stage.norm] if stage.norm is not None else None
         outputs = [stage.name]
         if norm is not None:
@@ -317,14 +348,14 @@ class TrainingStep:
             elif not summed:
                 names = ("mean", "invstd", "a", "b", "running_mean", "running_var")
                 outputs += [f"{stage.norm}.{name}" for name in names]
-        other = self.tensors[stage.other] if stage.other is not None else None
+        other = self.encoded(stage.other) if stage.other is not None else None
         layers.lower_group(space, source, out, norm=norm, other=other, relu=stage.relu)
         self._mark(space.program, stage.name, "vector", outputs)
 
     def _linear_forward(self, space: Workspace, stage: LinearStage) -> None:
-        logits = self.tensors[stage.name]
-        out = self.tensors[f"d.{stage.name}"]  # its shape: one pixel an image
-        bias = self.parameters[f"{stage.name}.bias"].master
+        logits = self.raw(stage.name)
+        out = self.encoded(f"d.{stage.name}")  # its shape: one pixel an image
+        bias = self.vectors[f"{stage.name}.bias"].master
         v = space.vectors
 
         def epilogue(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
@@ -337,8 +368,8 @@ class TrainingStep:
         lower_forward(
             space.program,
             shape,
-            self.tensors[stage.x],
-            self.parameters[stage.name].weight,
+            self.encoded(stage.x),
+            self.weights[stage.name].weight,
             out,
             Rounding(False),
             epilogue,
@@ -352,7 +383,7 @@ class TrainingStep:
         alias: dict[str, Tensor] = {}  # errors that are another tensor's
 
         def error(name: str) -> Tensor:
-            return alias.get(name, self.tensors[f"d.{name}"])
+            return alias.get(name, self.encoded(f"d.{name}"))
 
         for stage in reversed(self.stages):
             if not isinstance(stage, LinearStage):
@@ -361,11 +392,11 @@ class TrainingStep:
                 case ConvStage() | LinearStage():
                     self._weight_grad(space, stage, error(stage.name))
                 case GroupStage(norm=str(norm)):
-                    dy = self.tensors[f"d.{stage.x}"]
-                    layers.lower_norm_grad(space, error(stage.name), self.tensors[stage.x], dy, self.norms[norm])
+                    dy = self.encoded(f"d.{stage.x}")
+                    layers.lower_norm_grad(space, error(stage.name), self.encoded(stage.x), dy, self.norms[norm])
                     self._mark(program, stage.name, "vector", [dy.name, f"g.{norm}.gamma", f"g.{norm}.beta"])
 
-    def _error(self, space: Workspace, name: str, error, alias: dict[str, Tensor]) -> None:
+    def _error(self, space: Workspace, name: str, error: Callable[[str], Tensor], alias: dict[str, Tensor]) -> None:
         """The error of stored tensor `name` from all its uses."""
         stored: list[Tensor] = []
         pools: list[PoolStage] = []
@@ -380,8 +411,8 @@ class TrainingStep:
                     pools.append(stage)
                 case ConvStage(x=x) | LinearStage(x=x) if x == name:
                     convolutions.append(stage)
-        out = self.tensors[f"d.{name}"]
-        mask = self.tensors[name] if name in self.relu else None
+        out = self.encoded(f"d.{name}")
+        mask = self.encoded(name) if name in self.relu else None
         alone = len(stored) + len(pools) + len(convolutions) == 1
         for pool in pools:
             target = out if alone else self._partial(f"d.{name}.{pool.name}", out)
@@ -412,7 +443,7 @@ class TrainingStep:
                 layers.lower_max_pool_grad(
                     space,
                     error,
-                    self.tensors[f"{stage.name}.winner"],
+                    self.encoded(f"{stage.name}.winner"),
                     mask,
                     out,
                     kernel=node.kernel,
@@ -437,7 +468,7 @@ class TrainingStep:
         operands = [*addends, *([mask] if mask is not None else [])]
 
         def epilogue(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
-            size = {"outer": tile.count, "inner": tile.rows}
+            size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
             for operand, row in zip(operands, scratch, strict=True):
                 v.load(operand, tile, row)
                 which = VectorOp.KEEP_POSITIVE if operand is mask else VectorOp.ADD
@@ -449,7 +480,7 @@ class TrainingStep:
             space.program,
             shape,
             dy,
-            self.parameters[stage.name].weight,
+            self.weights[stage.name].weight,
             out,
             Rounding(True, out.policy.scale) if exact else Rounding(False),
             epilogue,
@@ -460,13 +491,13 @@ class TrainingStep:
         self._mark(space.program, stage.name, "bp", [out.name], shape.macs)
 
     def _weight_grad(self, space: Workspace, stage: ConvStage | LinearStage, dy: Tensor) -> None:
-        parameter = self.parameters[stage.name]
+        parameter = self.weights[stage.name]
         gradient = parameter.gradient
         shape = self._convolution(stage)
         lower_weight_grad(
             space.program,
             shape,
-            self.tensors[stage.x],
+            self.encoded(stage.x),
             dy,
             gradient,
             Rounding(True, gradient.policy.scale),
@@ -480,7 +511,7 @@ class TrainingStep:
 
     def _bias_grad(self, space: Workspace, stage: LinearStage, dy: Tensor) -> None:
         v, rows, shift = space.vectors, dy.block_channels // self.config.beat, dy.policy.scale
-        gradient = self.parameters[f"{stage.name}.bias"].gradient
+        gradient = self.vectors[f"{stage.name}.bias"].gradient
         for block in range(dy.pixel_blocks):
             space.stream(
                 dy,
@@ -497,15 +528,10 @@ class TrainingStep:
 
     def _update(self, program: Program) -> None:
         space = Workspace(program)
-        for name, parameter in self.parameters.items():
-            outputs = [parameter.master.name, parameter.momentum.name]
-            if isinstance(parameter.gradient, Tensor):
-                layers.lower_update(
-                    space, self.optimiser, parameter.master, parameter.momentum, parameter.gradient, parameter.weight
-                )
-                outputs.append(parameter.weight.name)
-            else:
-                layers.lower_vector_update(
-                    space, self.optimiser, parameter.master, parameter.momentum, parameter.gradient
-                )
+        for name, weight in self.weights.items():
+            layers.lower_update(space, self.optimiser, weight.master, weight.momentum, weight.gradient, weight.weight)
+            outputs = [weight.master.name, weight.momentum.name, weight.weight.name]
             self._mark(program, name, "update", outputs)
+        for name, vector in self.vectors.items():
+            layers.lower_vector_update(space, self.optimiser, vector.master, vector.momentum, vector.gradient)
+            self._mark(program, name, "update", [vector.master.name, vector.momentum.name])

@@ -73,44 +73,37 @@ def build(config: ChipConfig, trace: bool = False, *, top: Block | None = None) 
     if top is not None and top.module_name != "lnpu_chip":
         raise ValueError(f"top must be a block called lnpu_chip, not {top.module_name!r}")
     BUILD.mkdir(parents=True, exist_ok=True)
-    with _lock(BUILD / f"{config.name}.lock"):
-        known = None if top is not None else BUILD / f"known-{_source_hash(config, trace)}"
-        if known is not None and known.exists():
-            library = BUILD / known.read_text()
-            if library.exists():
-                return library
-        library = _build(config, trace, top)
-        if known is not None:
-            known.write_text(str(library.relative_to(BUILD)))
+    if top is not None:
+        return _build(config, trace, top)
+    known = BUILD / f"known-{_source_hash(config, trace)}"
+    with _lock(known):
+        if known.exists() and (library := BUILD / known.read_text()).exists():
+            return library
+        from lnpu.chip import Chip
+
+        library = _build(config, trace, Chip(config=config))
+        known.write_text(str(library.relative_to(BUILD)))
         return library
 
 
-def _build(config: ChipConfig, trace: bool, top: Block | None) -> Path:
-    if top is None:
-        from lnpu.chip import Chip
-
-        top = Chip(config=config)
+def _build(config: ChipConfig, trace: bool, top: Block) -> Path:
     flags = [*_FLAGS, *(["--trace-vcd"] if trace else [])]
-    scratch = Path(tempfile.mkdtemp(prefix=f"{config.name}-emit-", dir=BUILD))
-    try:
-        emitted = emit_verilog(top, scratch)
+    with tempfile.TemporaryDirectory(prefix=f"{config.name}-emit-", dir=BUILD) as scratch:
+        emitted = emit_verilog(top, Path(scratch) / "rtl")
         macros = sorted((RTL / "sram").glob("*.v"))
         digest = hashlib.sha256(repr((flags, _MAKE, _version("verilator"))).encode())
         for path in (HARNESS, *macros, *emitted):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
         work = BUILD / f"{config.name}-{digest.hexdigest()[:16]}"
         library = work / _LIBRARY
-        if library.exists():
-            return library
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        scratch.rename(work / "rtl")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    sources = [work / "rtl" / path.name for path in emitted] + macros
-    _compile(work, flags, sources)
-    os.replace(work / "obj" / _LIBRARY, library)
-    shutil.rmtree(work / "obj")
+        with _lock(work):
+            if not library.exists():
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir()
+                (Path(scratch) / "rtl").rename(work / "rtl")
+                _compile(work, flags, [*(work / "rtl" / path.name for path in emitted), *macros])
+                os.replace(work / "obj" / _LIBRARY, library)
+                shutil.rmtree(work / "obj")
     return library
 
 
@@ -133,7 +126,8 @@ def _compile(work: Path, flags: list[str], sources: list[Path]) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    """Let one process at a time work on `path`."""
+    with path.with_name(f"{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -96,7 +96,7 @@ class Chip:
         x, w = _array("x", x, 4), _array("w", w, 4)
         if x.shape[1] != w.shape[1]:
             raise ValueError(f"w must have {x.shape[1]} input channels like x, not {w.shape[1]}")
-        shape = Convolution(*x.shape, w.shape[0], *w.shape[2:], stride, padding)
+        shape = _convolution(x.shape, w.shape[0], w.shape[2:], stride, padding)
         job = _Job(self, shape)
         streamed = job.image("x", x, x_format)
         weight = job.weight(w, w_format)
@@ -128,14 +128,14 @@ class Chip:
         dy, w = _array("dy", dy, 4), _array("w", w, 4)
         if len(input_shape) != 4 or input_shape[1] != w.shape[1]:
             raise ValueError(f"input_shape must be (N, {w.shape[1]}, H, W), not {input_shape!r}")
-        shape = Convolution(*input_shape, w.shape[0], *w.shape[2:], stride, padding)
+        shape = _convolution(input_shape, w.shape[0], w.shape[2:], stride, padding)
         _check_error(dy, shape)
         job = _Job(self, shape)
         return job.run(
             lower_input_grad,
             job.image("dy", dy, dy_format),
             job.weight(w, w_format),
-            tuple(input_shape),
+            (shape.batch, shape.channels, shape.height, shape.width),
             out_scale,
             out,
             saturate,
@@ -159,7 +159,7 @@ class Chip:
         x, dy = _array("x", x, 4), _array("dy", dy, 4)
         if len(kernel_shape) != 2:
             raise ValueError(f"kernel_shape must be (R, S), not {kernel_shape!r}")
-        shape = Convolution(*x.shape, dy.shape[1], *kernel_shape, stride, padding)
+        shape = _convolution(x.shape, dy.shape[1], kernel_shape, stride, padding)
         _check_error(dy, shape)
         job = _Job(self, shape)
         return job.run(
@@ -191,6 +191,11 @@ class Chip:
         x, dy = _array("x", x, 2), _array("dy", dy, 2)
         operands = x[:, :, None, None], dy[:, :, None, None]
         return self.conv2d_weight_grad(*operands, kernel_shape=(1, 1), **options)[:, :, 0, 0]
+
+
+def _convolution(x: tuple[int, ...], outputs: int, kernel: tuple[int, ...], stride: int, padding: int) -> Convolution:
+    batch, channels, height, width = x
+    return Convolution(batch, channels, height, width, outputs, kernel[0], kernel[1], stride, padding)
 
 
 def _check_error(dy: NDArray[Any], shape: Convolution) -> None:
@@ -237,7 +242,7 @@ class _Job:
         lower: Callable[..., None],
         first: Tensor,
         second: Tensor,
-        result: tuple[int, ...],
+        result: tuple[int, int, int, int],
         out_scale: int,
         out: str,
         saturate: bool,

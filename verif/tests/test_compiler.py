@@ -225,3 +225,219 @@ def test_random_convolutions(name: str, seed: int) -> None:
     device.memory[:] = job.memory
     device.run_program(job.address, len(job.program.commands))
     job.check(device.memory)
+
+
+# Networks
+
+
+def golden_layers(graph: Graph) -> list[golden.network.Layer]:
+    """The golden model's layers of a graph."""
+    operations = {
+        nodes.Conv: "conv",
+        nodes.BatchNorm: "batch_norm",
+        nodes.Add: "add",
+        nodes.Relu: "relu",
+        nodes.MaxPool: "max_pool",
+        nodes.GlobalAveragePool: "global_average_pool",
+        nodes.Linear: "linear",
+    }
+    layers = []
+    for node in graph.nodes:
+        inputs = (node.x, node.other) if isinstance(node, nodes.Add) else (node.x,)
+        numbers = {key: getattr(node, key) for key in ("outputs", "kernel", "stride", "padding") if hasattr(node, key)}
+        layers.append(golden.network.Layer(name=node.name, op=operations[type(node)], inputs=inputs, **numbers))
+    return layers
+
+
+OPTIMISER = Optimiser(rate=0.05, momentum=0.9, decay=1e-2, loss_scale=256.0)
+
+
+class Twins:
+    """A network on a device and in the golden model, in the same state."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        device: Callable[[int], "ModelDevice"],
+        config: ChipConfig,
+        *,
+        batch: int,
+        formats: Formats,
+        seed: int = 0,
+        optimiser: Optimiser = OPTIMISER,
+        layers: list[golden.network.Layer] | None = None,
+    ) -> None:
+        self.step = TrainingStep(config, graph, batch=batch, formats=formats, optimiser=optimiser)
+        kinds = ("activation", "preactivation", "error", "weight", "gradient")
+        self.network = golden.network.Network(
+            layers or golden_layers(graph),
+            golden.network.Formats(**{kind: getattr(formats, kind) for kind in kinds}),
+            golden.network.Hyperparameters(
+                rate=optimiser.rate,
+                momentum=optimiser.momentum,
+                decay=optimiser.decay,
+                loss_scale=optimiser.loss_scale,
+            ),
+        )
+        parameters = golden.network.initial_parameters(self.network.layers, graph.channels, seed)
+        self.state = self.network.initial_state(parameters)
+        self.trainer = Trainer(self.step, device(-(-self.step.map.next // 4096) * 4096))
+        self.trainer.load(parameters)
+
+    def train(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+        """One step of both; every tensor must be equal. Returns the loss."""
+        expected = self.network.train_step(self.state, images, labels)
+        loss = self.trainer.train(images, labels)
+        assert loss == expected.loss
+        wrong = {name: count for name, count in compare(self.trainer, expected.tensors).items() if count[0]}
+        assert not wrong, f"wrong elements, of: {wrong}"
+        return loss
+
+    def infer(self, images: NDArray[np.float32]) -> None:
+        """Feed-forward with running statistics in both; logits must be equal."""
+        tensors, _ = self.network.forward(self.state, images, training=False)
+        logits = self.trainer.forward(images, training=False)
+        np.testing.assert_array_equal(logits.view(np.uint32), tensors[self.network.layers[-1].name].view(np.uint32))
+
+
+def batch_of(graph: Graph, batch: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Random images and labels."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(batch, graph.channels, graph.height, graph.width)).astype(np.float32)
+    return images, rng.integers(0, graph.shapes[graph.nodes[-1].name][0], batch)
+
+
+def network_of(channels: int, height: int, width: int, *layers: nodes.Node, classes: int = 3) -> Graph:
+    """A graph of these nodes, global average pooling and a linear layer."""
+    graph = Graph("test", channels, height, width)
+    last = "images"
+    for node in layers:
+        last = graph.add(node)
+    graph.add(nodes.Linear("fc", graph.add(nodes.GlobalAveragePool("gap", last)), classes))
+    return graph
+
+
+Conv, BatchNorm, Add, Relu, MaxPool = nodes.Conv, nodes.BatchNorm, nodes.Add, nodes.Relu, nodes.MaxPool
+
+NETWORKS: dict[str, Callable[[], Graph]] = {
+    "no batch norm": lambda: network_of(
+        2, 6, 5, Conv("c1", "images", 5, 3, 1, 1), Relu("r1", "c1"), Conv("c2", "r1", 9, 3, 2, 0), Relu("r2", "c2")
+    ),
+    "convolutions alone": lambda: network_of(1, 7, 7, Conv("c1", "images", 3, 5, 1, 2), Conv("c2", "c1", 4, 1, 3, 0)),
+    "batch norm alone": lambda: network_of(1, 5, 5, Conv("c1", "images", 6, 3), BatchNorm("b1", "c1")),
+    "batch norm after add": lambda: network_of(
+        3,
+        5,
+        5,
+        Conv("c1", "images", 8, 3, 1, 1),
+        Conv("c2", "images", 8, 1),
+        Add("sum", "c1", "c2"),
+        BatchNorm("b", "sum"),
+        Relu("r", "b"),
+        Conv("c3", "r", 8, 3, 1, 1),
+        Relu("r3", "c3"),
+    ),
+    "relu alone, its input added later": lambda: network_of(
+        2,
+        4,
+        6,
+        Conv("c1", "images", 4, 3, 1, 1),
+        BatchNorm("b1", "c1"),
+        Relu("r1", "b1"),
+        Conv("c2", "r1", 4, 3, 1, 1),
+        Add("sum", "c2", "b1"),
+    ),
+    "three paths": lambda: network_of(
+        1,
+        6,
+        6,
+        Conv("c1", "images", 8, 3, 1, 1),
+        BatchNorm("b1", "c1"),
+        Conv("c2", "images", 8, 1),
+        Conv("c3", "images", 8, 5, 1, 2),
+        BatchNorm("b3", "c3"),
+        Add("s1", "b1", "c2"),
+        Add("s2", "s1", "b3"),
+        Relu("r", "s2"),
+    ),
+    "one input, many uses": lambda: network_of(
+        1,
+        6,
+        6,
+        Conv("c1", "images", 4, 3, 1, 1),
+        Relu("r1", "c1"),
+        Conv("c2", "r1", 4, 3, 1, 1),
+        BatchNorm("b2", "c2"),
+        Conv("c3", "r1", 4, 1),
+        MaxPool("p", "r1", 3, 1, 1),
+        Add("s1", "b2", "r1"),
+        Add("s2", "c3", "s1"),
+        Add("s3", "s2", "p"),
+        Relu("r", "s3"),
+    ),
+    "second operand is the chain": lambda: network_of(
+        1,
+        5,
+        5,
+        Conv("c1", "images", 4, 3, 1, 1),
+        Relu("r1", "c1"),
+        Conv("c2", "r1", 4, 3, 1, 1),
+        BatchNorm("b2", "c2"),
+        Add("s", "r1", "b2"),
+        Relu("r", "s"),
+    ),
+    "two max pools": lambda: network_of(
+        2,
+        11,
+        9,
+        Conv("c1", "images", 6, 3, 1, 1),
+        BatchNorm("b1", "c1"),
+        Relu("r1", "b1"),
+        MaxPool("p1", "r1", 3, 2, 1),
+        Conv("c2", "p1", 6, 3, 1, 1),
+        MaxPool("p2", "c2", 2, 2),
+        BatchNorm("b2", "p2"),
+        Relu("r2", "b2"),
+    ),
+    "large windows": lambda: network_of(
+        1, 12, 12, Conv("c1", "images", 4, 3, 1, 1), MaxPool("p1", "c1", 5, 3, 2), MaxPool("p2", "p1", 4, 1)
+    ),
+    "pool and sum of one tensor": lambda: network_of(
+        1,
+        4,
+        4,
+        Conv("c1", "images", 4, 3, 1, 1),
+        MaxPool("p1", "c1", 3, 1, 1),
+        MaxPool("p2", "c1", 1, 1),
+        Add("s", "p1", "p2"),
+        Add("t", "s", "c1"),
+    ),
+    "large masked tiles": lambda: network_of(
+        8,
+        8,
+        8,
+        Conv("c1", "images", 64, 1),
+        Relu("r1", "c1"),
+        Conv("c2", "r1", 64, 1),
+        Conv("c3", "r1", 64, 1, 2),
+        Conv("c4", "c2", 64, 1, 2),
+        Add("s", "c3", "c4"),
+        Relu("r", "s"),
+    ),
+    "over 64 channels": lambda: network_of(
+        1, 3, 3, Conv("c1", "images", 70, 3, 1, 1), BatchNorm("b1", "c1"), Relu("r1", "b1"), classes=70
+    ),
+}
+
+
+@pytest.mark.parametrize("formats", ["fp16", "fgmp"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name: str, formats: str) -> None:
+    graph, seed = NETWORKS[name](), list(NETWORKS).index(name)
+    config = (TINY, CONFIGS["three cores"], CONFIGS["depth 48"])[seed % 3].replace(acc_bits=97, sum_rows=128)
+    batch = 1 + seed % 4
+    print(f"seed {seed}, batch {batch}, {config}")
+    twins = Twins(graph, lambda size: ModelDevice(config, size), config, batch=batch, formats=FORMATS[formats])
+    for step in range(2):
+        twins.train(*batch_of(graph, batch, 10 * seed + step))
+    twins.infer(batch_of(graph, batch, seed)[0])

@@ -14,7 +14,7 @@ from lnpu.sim.build import BuildError, build
 from lnpu.sim.simulator import BusError, ChipError, ProtocolError, Register, SimulationTimeout, Simulator
 from verif.fake_chip import FAULTS, FakeChip, copy_command, end_command
 
-WIDTHS = {64: TINY, 256: TINY.replace(name="tiny256", beat=8, lanes=8, axi_bits=256)}
+WIDTHS = {64: TINY.replace(name="fake"), 256: TINY.replace(name="fake256", beat=8, lanes=8, axi_bits=256)}
 PROGRAM = 0x80000
 
 
