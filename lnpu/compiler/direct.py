@@ -219,8 +219,11 @@ class DirectLowering:
                     sparse_page, geometry = self._load_sparse(
                         mask, box, lines, pixels, k, depth, axis_h, axis_w, taps_r, taps_s
                     )
-                    for count, pages in sorted({(lanes[o], dense_pages[o]) for o in active}):
-                        cores = self._mask([m], [o for o in active if (lanes[o], dense_pages[o]) == (count, pages)])
+                    real = {  # lanes that are channels of the tensor, not padding
+                        o: max(0, min(lanes[o], self.out.channels - channel - o * config.lanes)) for o in active
+                    }
+                    for count, page in sorted({(real[o], dense_pages[o]) for o in active}):
+                        cores = self._mask([m], [o for o in active if (real[o], dense_pages[o]) == (count, page)])
                         self._multiply(
                             cores,
                             box.images,
@@ -231,7 +234,7 @@ class DirectLowering:
                             len(taps_s),
                             depth,
                             sparse_page,
-                            pages,
+                            page,
                             count,
                             initialise,
                             psum,

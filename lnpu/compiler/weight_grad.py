@@ -178,7 +178,10 @@ class WeightGradLowering:
                 for n in range(box.images):
                     for line in range(box.lines):
                         window |= ((1 << box.pixels) - 1) << (n * tall * wide + line * wide)
-                kinds = {o: (lanes[o], pages[(tall, wide), o]) for o in active}
+                kinds = {  # lanes that are channels of the tensor, and page
+                    o: (max(0, min(lanes[o], self.dy.channels - lane - o * config.lanes)), pages[(tall, wide), o])
+                    for o in active
+                }
                 for count, page in sorted(set(kinds.values())):
                     mask = self._mask([m], [o for o in active if kinds[o] == (count, page)])
                     self.program.emit(

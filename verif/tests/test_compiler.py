@@ -145,7 +145,7 @@ class ConvolutionJob:
                 continue
             out = t[name]
 
-            def store(tile: Tile, place: int, first: bool, out: Tensor = out) -> None:
+            def store(tile: Tile, place: int, first: bool, scratch: list[int], out: Tensor = out) -> None:
                 space.vectors.store(out, tile, place)
 
             rounding = Rounding(True, out.policy.scale, self.saturate)
