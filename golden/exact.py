@@ -118,7 +118,8 @@ class ExactSum:
     def __add__(self, other: "ExactSum") -> "ExactSum":
         if not isinstance(other, ExactSum):
             return NotImplemented
-        lo = self.lo + other.lo
+        with np.errstate(over="ignore"):  # of scalars: a carry, not an error
+            lo = self.lo + other.lo
         hi = self.hi + other.hi + (lo < self.lo)
         return ExactSum(hi, lo, self.nan | other.nan, self.pinf | other.pinf, self.ninf | other.ninf)
 

@@ -39,7 +39,8 @@ def reference(v: np.ndarray, lo: int, hi: int, below: int, above: int):
 
 def policies():
     """(lo, hi, below, above): the special ones, those at the roundings' edges, random ones."""
-    chosen = [(0, 0, 0, 0), (0, 0x7BFF, 0, 1), (0, 0x7FFF, 0, 1), (0, 0x7FFF, 0, 0), (0x7FFF, 0x7FFF, 2, 0)]
+    chosen = [(0, 0, 0, 0), (0, 0x7BFF, 0, 1), (0, 0x7FFF, 0, 1), (0, 0x7FFF, 0, 0)]
+    chosen += [(0x7FFF, 0x7FFF, below, above) for below in range(3) for above in range(2)]
     edges = [int(np.float16(x).view(np.uint16)) for x in (2**-10, 2**-9, 2**-6, 448, 464, 480)] + [1, 0x3FF, 0x7C00]
     random = rng(5)
     for below in range(3):

@@ -532,6 +532,8 @@ class TrainingStep:
             layers.lower_update(space, self.optimiser, weight.master, weight.momentum, weight.gradient, weight.weight)
             outputs = [weight.master.name, weight.momentum.name, weight.weight.name]
             self._mark(program, name, "update", outputs)
-        for name, vector in self.vectors.items():
+        outputs = []
+        for vector in self.vectors.values():
             layers.lower_vector_update(space, self.optimiser, vector.master, vector.momentum, vector.gradient)
-            self._mark(program, name, "update", [vector.master.name, vector.momentum.name])
+            outputs += [vector.master.name, vector.momentum.name]
+        self._mark(program, "norms and biases", "update", outputs)
