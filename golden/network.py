@@ -22,8 +22,8 @@ __all__ = ["Formats", "Hyperparameters", "Layer", "Network", "State", "StepResul
 
 F32 = NDArray[np.float32]
 _F16_ONE = np.uint16(0x3C00)
-_INDEX = Policy.between(0.0, 448.0, below="fp8")
-"""Of tap indices: FP8 where that holds them, else FP16."""
+_INDEX = Policy.between(0.0, 16.0)
+"""Of tap indices: FP8 up to 16, which holds them all, else FP16."""
 _OPS = ("conv", "batch_norm", "add", "relu", "max_pool", "global_average_pool", "linear")
 
 
@@ -183,6 +183,10 @@ class Network:
 
     def _encode(self, values: F32, kind: str) -> Quantised:
         return fgmp(values, getattr(self.formats, kind))
+
+    def encode_weight(self, values: F32) -> Quantised:
+        """Weights as convolutions and linear layers read them."""
+        return self._encode(values, "weight")
 
     def _encode_sums(self, sums: ExactSum, scale: int, kind: str) -> tuple[Quantised, Quantised]:
         """Sums of products at scale `scale`, rounded to FP16: before FGMP and after."""

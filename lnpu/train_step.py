@@ -16,10 +16,11 @@ from lnpu.compiler.graph import resnet18
 from lnpu.compiler.layers import Optimiser
 from lnpu.compiler.policies import get_formats
 from lnpu.compiler.tensor import RawTensor, Tensor
+from lnpu.compiler.traffic import predict_traffic
 from lnpu.compiler.training import TrainingStep
 from lnpu.config import ChipConfig, get_config
 from lnpu.datasets import load_images, normalise
-from lnpu.driver import Measurement, Trainer, read_raw
+from lnpu.driver import Host, Measurement, Trainer, read_raw
 from lnpu.formats import TensorKind
 from lnpu.report import write_report
 from lnpu.sim.simulator import Register, Simulator
@@ -182,6 +183,12 @@ def run(
     totals: dict[tuple[str, str], dict[str, int]] = {}
     steps: list[dict[str, Any]] = []
     precision: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("zero", "underflow", "fp8", "fp16"), 0))
+    tables = _Tables(step)
+    tables.write(
+        {f"w.{name}": network.encode_weight(value) for name, value in state.parameters.items() if value.ndim == 4}
+    )
+    traffic: dict[str, int] = defaultdict(int)
+    unpredicted = 0
     for number in range(settings.steps):
         part = slice(number * settings.batch, (number + 1) * settings.batch)
         tell(f"step {number + 1}: golden model", 0.0)
@@ -194,9 +201,14 @@ def run(
             device.report = partial(tell, label)
 
         trainer.progress = phase
+        before = device.simulator.counters()
         loss = trainer.train(pixels[part], labels[part])
         tell(f"step {number + 1}: update", 1.0)
+        after = device.simulator.counters()
         wrong = compare(trainer, expected.tensors)
+        for name, bits in tables.predict(expected.tensors).items():
+            traffic[name] += after[name] - before[name]
+            unpredicted += abs(after[name] - before[name] - bits)
         _account(totals, trainer.measurements, wrong)
         _count_precision(precision, step, expected.tensors)
         steps.append(
@@ -208,9 +220,47 @@ def run(
                 "cycles": sum(m.counters["cycles"] for m in trainer.measurements),
             }
         )
-    report = _report(settings, config, graph.name, totals, steps, precision)
+    report = _report(settings, config, graph.name, totals, steps, precision, traffic)
+    report["ema_unpredicted_bits"] = unpredicted
     report["report"] = str(write_report(directory, report))
     return report
+
+
+class _Tables:
+    """Predicts external memory access from the golden tensors: the lengths of their encoded blocks."""
+
+    def __init__(self, step: TrainingStep) -> None:
+        self.step = step
+        self.memory = np.zeros(step.map.next, np.uint8)
+        self.host = Host(step.config, self.memory)
+
+    def write(self, tensors: dict[str, Any]) -> None:
+        """Encode golden tensors."""
+        for name, value in tensors.items():
+            tensor = self.step.tensors[name]
+            if not isinstance(tensor, Tensor):
+                continue
+            if tensor.kind in (TensorKind.WEIGHT, TensorKind.GRADIENT):
+                self.host.write_weight(tensor, value)
+            else:
+                self.host.write(tensor, value)
+
+    def _lengths(self) -> dict[int, NDArray[np.uint8]]:
+        encoded = (tensor for tensor in self.step.tensors.values() if isinstance(tensor, Tensor))
+        return {tensor.table: self.memory[tensor.table :][: tensor.blocks].copy() for tensor in encoded}
+
+    def predict(self, tensors: dict[str, Any]) -> dict[str, int]:
+        """Bits of a step that leaves these tensors, by the names of the counters."""
+        weights = [weight.weight.table for weight in self.step.weights.values()]
+        before = self._lengths()
+        self.write(tensors)
+        after = self._lengths()
+        reads = after | {table: before[table] for table in weights}
+        total: dict[str, int] = defaultdict(int)
+        for program in (self.step.forward, self.step.backward, self.step.update):
+            for name, bits in predict_traffic(program, reads, after).counters().items():
+                total[name] += bits
+        return total
 
 
 def _account(
@@ -248,6 +298,7 @@ def _report(
     totals: dict[tuple[str, str], dict[str, int]],
     steps: list[dict[str, Any]],
     precision: dict[str, dict[str, int]],
+    traffic: dict[str, int],
 ) -> dict[str, Any]:
     """All figures of the report."""
     ops: list[dict[str, Any]] = []
@@ -274,7 +325,7 @@ def _report(
     for kind in TensorKind:
         name = kind.name.lower()
         row = {
-            key: overall[f"{counter}_{name}"]
+            key: traffic[f"{counter}_{name}"]
             for key, counter in (
                 ("read", "read_bits"),
                 ("write", "write_bits"),
@@ -282,8 +333,8 @@ def _report(
                 ("plain_write", "plain_write_bits"),
             )
         }
-        if kind is TensorKind.PROGRAM:  # commands are the same in either format
-            row["plain_read"] = row["read"]
+        if kind in (TensorKind.PROGRAM, TensorKind.OTHER):  # commands and counters are the same in either format
+            row |= {"plain_read": row["read"], "plain_write": row["write"]}
         if any(row.values()):
             kinds[name] = row
     return {

@@ -123,8 +123,16 @@ class Graph:
         for source in (node.x, getattr(node, "other", node.x)):
             if source not in self.shapes:
                 raise ValueError(f"{node.name} reads {source!r}, which is not one of {', '.join(self.shapes)}")
+        for field_name, least in (("outputs", 1), ("kernel", 1), ("stride", 1), ("padding", 0)):
+            value = getattr(node, field_name, least)
+            if value < least:
+                raise ValueError(f"{field_name} of {node.name} must be at least {least}, not {value!r}")
         channels, height, width = self.shapes[node.x]
         match node:
+            case MaxPool() if node.padding > node.kernel // 2:
+                raise ValueError(
+                    f"padding of {node.name} must be at most half the kernel, {node.kernel // 2}, not {node.padding!r}"
+                )
             case Conv() | MaxPool():
                 height = (height + 2 * node.padding - node.kernel) // node.stride + 1
                 width = (width + 2 * node.padding - node.kernel) // node.stride + 1
@@ -132,6 +140,8 @@ class Graph:
                 if min(height, width) < 1:
                     raise ValueError(f"{node.name}: a kernel of {node.kernel} does not fit {self.shapes[node.x]}")
             case Add():
+                if node.other == node.x:
+                    raise ValueError(f"{node.name} must add two tensors, not {node.x} to itself")
                 if self.shapes[node.other] != self.shapes[node.x]:
                     raise ValueError(
                         f"{node.name} adds {self.shapes[node.x]} and {self.shapes[node.other]}: shapes must be equal"
@@ -194,7 +204,25 @@ Stage = ConvStage | GroupStage | PoolStage | LinearStage
 
 
 def fuse(graph: Graph) -> list[Stage]:
-    """The stages of a graph, in order; chains of batch norm, add and ReLU with one consumer each become one stage."""
+    """The stages of a graph, in order; chains of batch norm, add and ReLU with one consumer each become one stage.
+
+    Raises
+    ------
+    ValueError
+        If an output but the last is not used, the input of a batch norm is used elsewhere too, or a linear layer is not
+        the last node.
+    """
+    for node in graph.nodes[:-1]:
+        consumers = graph.consumers(node.name)
+        if not consumers:
+            raise ValueError(f"nothing reads {node.name}")
+        if isinstance(node, Linear):
+            raise ValueError(f"{consumers[0].name} reads {node.name}, but a linear layer must be the last node")
+    for node in graph.nodes:
+        consumers = graph.consumers(node.x)
+        if isinstance(node, BatchNorm) and len(consumers) > 1:
+            names = ", ".join(consumer.name for consumer in consumers)
+            raise ValueError(f"the input of a batch norm must have no other use, but {node.x} has {names}")
     stages: list[Stage] = []
     taken: set[str] = set()
 
@@ -226,10 +254,8 @@ def fuse(graph: Graph) -> list[Stage]:
     for node in graph.nodes:
         match node:
             case Conv():
-                norms = [c.name for c in graph.consumers(node.name) if isinstance(c, BatchNorm)]
-                if len(norms) > 1:
-                    raise ValueError(f"{node.name} has {len(norms)} batch norms, at most one is allowed")
-                stages.append(ConvStage(node.name, node.x, node, norms[0] if norms else None))
+                follows = follower(node.name, BatchNorm)
+                stages.append(ConvStage(node.name, node.x, node, follows.name if follows is not None else None))
             case MaxPool() | GlobalAveragePool():
                 stages.append(PoolStage(node.name, node.x, node))
             case Linear():

@@ -338,7 +338,7 @@ def lower_average_pool(space: Workspace, x: Tensor, out: Tensor) -> None:
     """FF of global average pooling: `out` has one pixel an image."""
     v, config = space.vectors, space.program.config
     pixels, rows = x.height * x.width, x.block_channels // space.beat
-    images = min(x.images, config.sum_rows // rows)
+    images = min(x.images, config.sum_rows // rows, space.tiles // rows)  # whose sums fit the accumulators and rows
     places, size = space.areas(2)
     for block in range(x.pixel_blocks):
         for image in range(0, x.images, images):
@@ -360,7 +360,7 @@ def lower_average_pool(space: Workspace, x: Tensor, out: Tensor) -> None:
                         a_shift=x.policy.scale,
                     )
                     first = False
-            result = space.vector(0) if count * rows <= space.tiles else places[0]
+            result = space.vector(0)
             v.sum_out(result, 0, rows=count * rows, a_shift=x.policy.scale)
             v.vector(Op.MUL, result, result, reciprocal(pixels), inner=count * rows)
             v.store(out, Tile(image, count, 0, 1, 0, 1, block, rows), result)

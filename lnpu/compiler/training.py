@@ -175,6 +175,8 @@ class TrainingStep:
         shapes, formats = self.graph.shapes, self.formats
         activation = TensorKind.ACTIVATION
         self._tensor("images", activation, formats.activation, shapes["images"])
+        if any(isinstance(stage, GroupStage) and stage.norm and stage.x == "images" for stage in self.stages):
+            self._tensor("d.images", TensorKind.ERROR, formats.error, shapes["images"])
         for stage in self.stages:
             shape = shapes[stage.name]
             match stage:

@@ -107,6 +107,9 @@ def test_train_step(tmp_path, capsys):
     assert "0 mismatches" in out and "utilisation" in out and "EMA" in out and "index.html" in out.replace("\n", "")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["mismatches"] == 0 and report["elements"] > 50_000
+    assert report["ema_unpredicted_bits"] == 0
+    host = 2 * 8 * 8 + 2 * 10  # images and the loss gradient; every other tensor is an operation's
+    assert sum(op["elements"] for op in report["ops"]) + host == report["elements"]
     assert set(report["ema_bits"]) == {"fgmp", "fp16"}
     assert {op["phase"] for op in report["ops"]} == {"ff", "bp", "wg", "update", "vector"}
     assert report["steps"][0]["loss"] == report["steps"][0]["golden_loss"]

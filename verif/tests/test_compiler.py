@@ -1,7 +1,6 @@
-"""The compiler, on the executable specification of the commands: no RTL, every element and code against the golden model."""
+"""The compiler on the executable specification of the commands (no RTL): every element and code against golden."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,14 +10,14 @@ import golden
 import golden.network
 from golden.conv import conv2d_input_grad_sums, conv2d_sums, conv2d_weight_grad_sums
 from golden.exact import ExactSum, round_sum
-from golden.fgmp import CODE_PADDING, Policy, Quantised, fgmp, quantize
+from golden.fgmp import Policy, fgmp, quantize
 from lnpu.compiler import graph as nodes
 from lnpu.compiler.convolution import Convolution, Rounding, lower_forward, lower_input_grad, lower_weight_grad
 from lnpu.compiler.graph import Graph, fuse, resnet18
 from lnpu.compiler.layers import Optimiser, Workspace
 from lnpu.compiler.policies import FORMATS
 from lnpu.compiler.program import Program, Region
-from lnpu.compiler.tensor import MemoryMap, RawTensor, Tensor, padded_channels
+from lnpu.compiler.tensor import MemoryMap, Tensor, padded_channels
 from lnpu.compiler.tiles import Tile
 from lnpu.compiler.training import Formats, TrainingStep
 from lnpu.config import EDGE, PAPER, TINY, ChipConfig
@@ -412,7 +411,49 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
         Add("s", "p1", "p2"),
         Add("t", "s", "c1"),
     ),
-    "large masked tiles": lambda: network_of(
+    "batch norm of the images": lambda: network_of(
+        3, 4, 5, BatchNorm("b0", "images"), Relu("r0", "b0"), Conv("c1", "r0", 4, 3), BatchNorm("b1", "c1")
+    ),
+    "over 64 channels": lambda: network_of(
+        1, 3, 3, Conv("c1", "images", 70, 3, 1, 1), BatchNorm("b1", "c1"), Relu("r1", "b1"), classes=70
+    ),
+}
+
+
+def train_on_model(
+    graph: Graph, config: ChipConfig, *, batch: int, formats: str = "fp16", steps: int = 1, seed: int = 0
+) -> Twins:
+    """Steps of training on the command model, with every tensor compared."""
+    print(f"seed {seed}, batch {batch}, {config}")
+    twins = Twins(graph, lambda size: ModelDevice(config, size), config, batch=batch, formats=FORMATS[formats])
+    for step in range(steps):
+        twins.train(*batch_of(graph, batch, 10 * seed + step))
+    return twins
+
+
+@pytest.mark.parametrize("formats", ["fp16", "fgmp"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name: str, formats: str) -> None:
+    """Networks that are not ResNet: two steps (momentum), then inference."""
+    graph, seed = NETWORKS[name](), list(NETWORKS).index(name)
+    config = (TINY, CONFIGS["three cores"], CONFIGS["depth 48"])[seed % 3].replace(acc_bits=97, sum_rows=128)
+    batch = 1 + seed % 4
+    twins = train_on_model(graph, config, batch=batch, formats=formats, steps=2, seed=seed)
+    twins.infer(batch_of(graph, batch, seed)[0])
+
+
+@pytest.mark.parametrize("stem, image", [("cifar", 6), ("imagenet", 20)])
+def test_resnet18(stem: str, image: int) -> None:
+    """A step of a narrow ResNet-18, with the golden model's own description of the network."""
+    graph = resnet18(width=2, channels=3, image=image, classes=5, stem=stem)
+    layers = golden.network.resnet18(width=2, classes=5, stem=stem)
+    assert golden_layers(graph) == layers
+    train_on_model(graph, TINY, batch=2, formats="fgmp", seed=7)
+
+
+def test_operands_beside_large_tiles() -> None:
+    """Tiles that fill the vector memory, with two operands each to be fused onto them (a partial error, a mask)."""
+    graph = network_of(
         8,
         8,
         8,
@@ -423,21 +464,293 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
         Conv("c4", "c2", 64, 1, 2),
         Add("s", "c3", "c4"),
         Relu("r", "s"),
-    ),
-    "over 64 channels": lambda: network_of(
-        1, 3, 3, Conv("c1", "images", 70, 3, 1, 1), BatchNorm("b1", "c1"), Relu("r1", "b1"), classes=70
-    ),
-}
+    )
+    train_on_model(graph, TINY.replace(vmem_rows=1500), batch=1)
 
 
-@pytest.mark.parametrize("formats", ["fp16", "fgmp"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_networks(name: str, formats: str) -> None:
-    graph, seed = NETWORKS[name](), list(NETWORKS).index(name)
-    config = (TINY, CONFIGS["three cores"], CONFIGS["depth 48"])[seed % 3].replace(acc_bits=97, sum_rows=128)
-    batch = 1 + seed % 4
-    print(f"seed {seed}, batch {batch}, {config}")
-    twins = Twins(graph, lambda size: ModelDevice(config, size), config, batch=batch, formats=FORMATS[formats])
-    for step in range(2):
-        twins.train(*batch_of(graph, batch, 10 * seed + step))
-    twins.infer(batch_of(graph, batch, seed)[0])
+def test_average_pool_of_a_large_batch() -> None:
+    """More images than the rows for sums, in a vector memory smaller than these."""
+    graph = network_of(2, 2, 2, Conv("c1", "images", 33, 1), Relu("r", "c1"))
+    train_on_model(graph, TINY.replace(vmem_rows=400, sum_rows=1024), batch=24)
+
+
+def test_compare_notices() -> None:
+    """`compare` reports a changed element, a changed code and a changed FP32 word."""
+    graph = NETWORKS["no batch norm"]()
+    twins = train_on_model(graph, TINY, batch=1)
+    expected = twins.network.forward(twins.state, batch_of(graph, 1, 3)[0])[0]
+    twins.trainer.forward(batch_of(graph, 1, 3)[0])
+    assert not any(bad for bad, _ in compare(twins.trainer, expected).values())
+    expected["c1"].bits[0, 0, 0, 0] ^= 1
+    expected["r1"].codes[0, 0, 0, 0] ^= 1
+    expected["fc"].view(np.uint32)[0, 0] ^= 1
+    assert {name for name, (bad, _) in compare(twins.trainer, expected).items() if bad} == {"c1", "r1", "fc"}
+
+
+@pytest.mark.parametrize(
+    "node, message",
+    [
+        (Conv("c", "images", 4, 3), "names must be unique, not 'c' twice"),
+        (Relu("r", "nothing"), "r reads 'nothing', which is not one of images, c"),
+        (Add("a", "c", "none"), "a reads 'none', which is not one of"),
+        (Add("a", "c", "images"), r"a adds \(4, 6, 6\) and \(1, 8, 8\): shapes must be equal"),
+        (Add("a", "c", "c"), "a must add two tensors, not c to itself"),
+        (Conv("d", "c", 4, 9, 1, 1), r"d: a kernel of 9 does not fit \(4, 6, 6\)"),
+        (MaxPool("p", "c", 7, 1), "p: a kernel of 7 does not fit"),
+        (MaxPool("p", "c", 3, 1, 2), "padding of p must be at most half the kernel, 1, not 2"),
+        (Conv("d", "c", 0, 1), "outputs of d must be at least 1, not 0"),
+        (Conv("d", "c", 1, 0), "kernel of d must be at least 1, not 0"),
+        (MaxPool("p", "c", 2, 0), "stride of p must be at least 1, not 0"),
+        (Conv("d", "c", 1, 1, 1, -1), "padding of d must be at least 0, not -1"),
+        (nodes.Linear("f", "c", 3), "f needs images of one pixel, not 6x6"),
+    ],
+)
+def test_nodes_that_do_not_fit(node: nodes.Node, message: str) -> None:
+    graph = Graph("test", 1, 8, 8)
+    graph.add(Conv("c", "images", 4, 3))
+    with pytest.raises(ValueError, match=message):
+        graph.add(node)
+    assert list(graph.shapes) == ["images", "c"] and len(graph.nodes) == 1
+
+
+def compile_graph(graph: Graph, config: ChipConfig = TINY, **options) -> TrainingStep:
+    """Compile for training with FP16."""
+    return TrainingStep(config, graph, **({"batch": 1, "formats": Formats(), "optimiser": OPTIMISER} | options))
+
+
+def test_graphs_that_cannot_be_trained() -> None:
+    with pytest.raises(ValueError, match="height must be at least 1, not 0"):
+        Graph("test", 1, 0, 1)
+    empty = Graph("test", 1, 1, 1)
+    with pytest.raises(ValueError, match="the last node of a network must be linear"):
+        compile_graph(empty)
+    empty.add(Relu("r", "images"))
+    with pytest.raises(ValueError, match="the last node of a network must be linear"):
+        compile_graph(empty)
+    with pytest.raises(ValueError, match="nothing reads c1"):
+        compile_graph(network_of(1, 4, 4, Conv("c1", "images", 4, 1), Conv("c2", "images", 4, 1)))
+    shared = network_of(
+        1, 4, 4, Conv("c", "images", 4, 1), BatchNorm("b1", "c"), BatchNorm("b2", "c"), Add("a", "b1", "b2")
+    )
+    with pytest.raises(ValueError, match="the input of a batch norm must have no other use, but c has b1, b2"):
+        compile_graph(shared)
+    linear = Graph("test", 4, 1, 1)
+    linear.add(nodes.Linear("f1", "images", 8))
+    linear.add(nodes.Linear("f2", linear.add(Relu("r", "f1")), 3))
+    with pytest.raises(ValueError, match="r reads f1, but a linear layer must be the last node"):
+        compile_graph(linear)
+    with pytest.raises(ValueError, match="stem must be 'cifar' or 'imagenet', not 'none'"):
+        resnet18(stem="none")
+    with pytest.raises(ValueError, match="batch must be at least 1, not 0"):
+        compile_graph(NETWORKS["no batch norm"](), batch=0)
+
+
+def test_groups() -> None:
+    """What joins a chain: batch norm, add and ReLU, in that order, as long as nothing else reads what is between."""
+
+    def groups(*layers: nodes.Node) -> list[tuple]:
+        stages = fuse(network_of(4, 4, 4, *layers))
+        return [(s.name, s.x, s.norm, s.other, s.relu) for s in stages if isinstance(s, nodes.GroupStage)]
+
+    conv, norm = Conv("c", "images", 4, 1), BatchNorm("b", "c")
+    assert groups(conv, norm) == [("b", "c", "b", None, False)]
+    assert groups(conv, norm, Relu("r", "b")) == [("r", "c", "b", None, True)]
+    assert groups(conv, norm, Add("a", "b", "images"), Relu("r", "a")) == [("r", "c", "b", "images", True)]
+    assert groups(conv, norm, Add("a", "images", "b")) == [
+        ("b", "c", "b", None, False),
+        ("a", "images", None, "b", False),
+    ]
+    assert groups(conv, norm, Relu("r", "b"), Add("a", "b", "r")) == [
+        ("b", "c", "b", None, False),
+        ("r", "b", None, None, True),
+        ("a", "b", None, "r", False),
+    ]
+    assert groups(conv, Relu("r", "c"), Relu("s", "r")) == [("r", "c", None, None, True), ("s", "r", None, None, True)]
+    # The chain runs where its other operand is there.
+    late = groups(conv, norm, Conv("d", "images", 4, 1), BatchNorm("e", "d"), Relu("f", "e"), Add("a", "b", "f"))
+    assert late == [("f", "d", "e", None, True), ("a", "c", "b", "f", False)]
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"batch": 0}, "batch must be at least 1, not 0"),
+        ({"stride": 0}, "stride must be at least 1, not 0"),
+        ({"padding": -1}, "padding must be 0 or more, not -1"),
+        ({"kernel_height": 6}, "the kernel must fit the padded image, not 6x3 on 5x5"),
+    ],
+)
+def test_shapes_that_are_none(fields: dict[str, int], message: str) -> None:
+    good = {"batch": 1, "channels": 1, "height": 5, "width": 5, "outputs": 1, "kernel_height": 3, "kernel_width": 3}
+    with pytest.raises(ValueError, match=message):
+        Convolution(**(good | fields))
+
+
+@pytest.mark.parametrize(
+    "phase, shape",
+    [
+        ("ff", Convolution(1, 9, 1, 1, 1, 1, 1)),
+        ("ff", Convolution(1, 1, 3, 3, 1, 3, 3)),
+        ("bp", Convolution(1, 1, 1, 1, 9, 1, 1)),
+        ("wg", Convolution(9, 1, 1, 1, 1, 1, 1)),
+        ("wg", Convolution(1, 1, 3, 3, 1, 1, 1)),
+    ],
+)
+def test_sums_that_might_overflow(phase: str, shape: Convolution) -> None:
+    """84 bits hold 8 products whatever they are: 9 are refused, 8 of the largest are exact."""
+    config = TINY.replace(acc_bits=84)
+    policies = dict.fromkeys(("x", "w", "dy", "y", "dx", "dw"), Policy())
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"must sum up at most 8 products, the most that acc_bits = 84 hold .*, not 9"):
+        ConvolutionJob(config, shape, policies, rng, phases=(phase,))
+    with pytest.raises(ValueError, match="the sums of c have 9 terms; acc_bits = 84 allows 8, use more"):
+        compile_graph(network_of(1, 3, 3, Conv("c", "images", 1, 1), BatchNorm("b", "c")), config)
+
+
+def test_largest_sums() -> None:
+    """As many of the largest products as the accumulator holds, then subtracted again."""
+    config = TINY.replace(acc_bits=85)
+    chip = Chip(config, device=ModelDevice(config, 1 << 20))
+    x = np.full((1, 16), 65504, np.float16)
+    w = np.array([[65504] * 16, [-65504] * 16, [65504] * 8 + [-65504] * 8], np.float16)
+    got = chip.linear(x, w, out="fp32")
+    np.testing.assert_array_equal(got, golden.linear(x, w, out="fp32"))
+    np.testing.assert_array_equal(got, [[16 * 65504**2, -16 * 65504**2, 0]])
+
+
+def test_tiles_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="vmem_rows must be at least 384 for training, not 383"):
+        Workspace(Program(TINY.replace(vmem_rows=383)))
+    with pytest.raises(ValueError, match="sum_rows must be at least 32 for training, not 31"):
+        Workspace(Program(TINY.replace(sum_rows=31)))
+
+
+def test_memory_map() -> None:
+    memory = MemoryMap(size=4096, beat=4, base=100)
+    assert memory.allocate("a", 1) == 128 and memory.allocate("b", 60, 4) == 132 and memory.next == 192
+    tensor = memory.tensor("t", TensorKind.WEIGHT, height=3, width=5, channels=7, policy=Policy())
+    assert (tensor.padded, tensor.line_blocks, tensor.blocks) == (8, 1, 3)
+    assert tensor.slots % 32 == 0 and tensor.table == tensor.slots + 512 and memory.next == tensor.table + 32
+    raw = memory.raw("r", TensorKind.NORM, rows=3, channels=65)
+    assert raw.padded == 128 and raw.pitch == 512 and memory.next == raw.address + 3 * 512
+    left = 4096 - memory.next
+    with pytest.raises(
+        MemoryError, match=rf"last takes {left + 1} bytes at 0x[0-9a-f]+, but the memory has 4096 bytes"
+    ):
+        memory.allocate("last", left + 1)
+    memory.allocate("last", left)
+    with pytest.raises(MemoryError, match="images takes 64000 bytes"):
+        compile_graph(network_of(1, 20, 20, Conv("c", "images", 1, 1)), memory=4096)
+    assert [padded_channels(n, 4) for n in (1, 4, 5, 33, 64, 65, 128, 129)] == [4, 4, 8, 64, 64, 128, 128, 192]
+    assert padded_channels(1, 16) == 16
+
+
+def test_operands_that_do_not_fit() -> None:
+    """Messages of the NumPy-like functions."""
+    chip = Chip(TINY, device=ModelDevice(TINY, 1 << 20))
+    x, w = np.zeros((1, 2, 4, 4), np.float16), np.zeros((3, 2, 3, 3), np.float16)
+    for call, error, message in (
+        (lambda: chip.conv2d(x, w[:, :1]), ValueError, "w must have 2 input channels like x, not 1"),
+        (lambda: chip.conv2d(x.astype(int), w), TypeError, "x must be float16 or float32, not int64"),
+        (lambda: chip.conv2d(x[0], w), ValueError, "x must have 4 dimensions"),
+        (lambda: chip.conv2d(x[:0], w), ValueError, "none of them empty"),
+        (lambda: chip.conv2d(x, w, out="fp64"), ValueError, "out must be fp16 or fp32, not 'fp64'"),
+        (lambda: chip.conv2d(x, w, x_format="fp4"), ValueError, "fp4"),
+        (
+            lambda: chip.conv2d_input_grad(x, w, input_shape=(1, 2, 9, 9)),
+            ValueError,
+            r"dy must have shape \(1, 3, 7, 7\), that of the output, not \(1, 2, 4, 4\)",
+        ),
+        (
+            lambda: chip.conv2d_input_grad(x, w, input_shape=(1, 1, 4, 4)),
+            ValueError,
+            r"input_shape must be \(N, 2, H, W\)",
+        ),
+        (lambda: chip.conv2d_weight_grad(x, x, kernel_shape=(3,)), ValueError, r"kernel_shape must be \(R, S\)"),
+        (lambda: chip.conv2d(x, np.zeros((1, 2, 5, 5), np.float16)), ValueError, "the kernel must fit"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+# Hazards
+
+
+def waits(program: Program) -> list[tuple[set[Unit], int]]:
+    """Units and cores that each command waits for."""
+    return [
+        ({unit for unit in Unit if c.fields["wait_units"] >> unit & 1}, c.fields["wait_cores"])
+        for c in program.commands
+        if "wait_units" in c.fields
+    ]
+
+
+def emitted(*commands: tuple[Opcode, list[Region], list[Region], dict]) -> list[tuple[set[Unit], int]]:
+    """Waits of commands that read and write these regions."""
+    program = Program(TINY)
+    for opcode, reads, writes, fields in commands:
+        program.emit(opcode, reads=reads, writes=writes, **fields)
+    return waits(program)
+
+
+A, B = Region("vmem", 0, 10), Region("vmem", 10, 20)
+BOTH = Region("vmem", 9, 11)
+
+
+def test_regions() -> None:
+    assert A.overlaps(BOTH) and BOTH.overlaps(A) and B.overlaps(BOTH)
+    assert not A.overlaps(B) and not A.overlaps(Region("memory", 0, 10))
+
+
+def test_hazards() -> None:
+    vector, store, load, drain = Opcode.VECTOR, Opcode.STORE, Opcode.LOAD, Opcode.DRAIN
+    # Read after write, write after write, write after read; never read after read.
+    assert emitted((load, [], [A], {}), (vector, [A], [B], {}))[1] == ({Unit.LOAD}, 0)
+    assert emitted((load, [], [A], {}), (drain, [], [BOTH], {}))[1] == ({Unit.LOAD}, 0)
+    assert emitted((store, [A], [], {}), (vector, [B], [BOTH], {}))[1] == ({Unit.STORE}, 0)
+    assert emitted((store, [A], [], {}), (vector, [A], [B], {}))[1] == (set(), 0)
+    assert emitted((load, [], [A], {}), (vector, [B], [B], {}))[1] == (set(), 0)
+    # A unit takes a command only when it is idle, so what it did before is over.
+    assert emitted((load, [], [A], {}), (Opcode.LOAD_RAW, [], [B], {}), (vector, [A], [], {}))[2] == (set(), 0)
+    assert emitted((load, [], [A], {}), (Opcode.LOAD_RAW, [A], [A], {}))[1] == (set(), 0)
+    # What has been waited for is over, for good; others are not.
+    assert emitted((load, [], [A], {}), (vector, [A], [], {}), (store, [A], [], {}))[2] == (set(), 0)
+    both = emitted((load, [], [A], {}), (drain, [], [B], {}), (vector, [A], [], {}), (store, [A, B], [], {}))
+    assert both[2:] == [({Unit.LOAD}, 0), ({Unit.DRAIN}, 0)]
+
+
+def test_hazards_of_cores() -> None:
+    def sparse(core: int, page: int) -> Region:
+        return Region(f"sparse {core}", page, page + 1)
+
+    def psum(core: int) -> Region:
+        return Region(f"psum {core}")
+
+    load = (Opcode.LOAD, [], [sparse(0, 0), sparse(1, 0)], {})
+    multiply = (Opcode.MULTIPLY, [sparse(0, 0)], [psum(0)], {"cores": 1})
+    other = (Opcode.MULTIPLY, [sparse(1, 0)], [psum(1)], {"cores": 2})
+    drain = (Opcode.DRAIN, [psum(0)], [A], {})
+    assert emitted(load, multiply, other, drain)[1:] == [({Unit.LOAD}, 0), (set(), 0), (set(), 1)]
+    # The next page loads meanwhile; the page that is read does not.
+    assert emitted(load, multiply, (Opcode.LOAD, [], [sparse(0, 1)], {}))[2] == (set(), 0)
+    assert emitted(load, multiply, (Opcode.LOAD, [], [sparse(0, 0)], {}))[2] == (set(), 1)
+    # The sums that are drained are not started anew.
+    assert emitted(multiply, drain, multiply)[1:] == [(set(), 1), ({Unit.DRAIN}, 0)]
+
+
+def test_marks() -> None:
+    """A mark waits for everything."""
+    program = Program(TINY)
+    program.emit(Opcode.LOAD, writes=[A])
+    program.mark("layer", "ff", 4096, 12)
+    program.emit(Opcode.VECTOR, reads=[A])
+    program.end()
+    assert [c.opcode for c in program.commands] == [Opcode.LOAD, Opcode.MARK, Opcode.VECTOR, Opcode.END]
+    assert program.commands[2].fields["wait_units"] == 0
+    assert [(m.layer, m.phase, m.address, m.macs_dense) for m in program.marks] == [("layer", "ff", 4096, 12)]
+    assert len(program.encode()) == program.size == 4 * COMMAND_BYTES
+    raw = program.encode()
+    assert [Command.decode(raw[i : i + 64]).opcode for i in range(0, 256, 64)] == [c.opcode for c in program.commands]
