@@ -231,6 +231,14 @@ async def lengths(dut):
             blocks.append(bench.some_good())
             blocks.append(bench.spoilt(raw, min(31, words * bench.word // 8), words))
         await bench.check(blocks, stall_out=0.2 * (zeros == 0.4))
+    # Masks of which a part would pass for the payload that is missing.
+    blocks = []
+    for count in range(1, 8):
+        elements = [(FP8, 0x38) if k % 8 == 0 and k < 8 * count else ELEMENT_ZERO for k in range(64)]
+        raw = encode_block(elements)
+        for words in range(1, len(raw) // bench.word + 2):
+            blocks += [bench.good(elements), bench.spoilt(raw, len(raw) // 8, words)]
+    await bench.check(blocks)
 
 
 @cocotb.test()

@@ -38,6 +38,7 @@ class Memory:
         self.content: dict[int, bytes] = {}  # 8 bytes each
         self.latency, self.stall, self.spread = 10, 0.0, 0
         self.depth = 100  # requests that it accepts before it has answered
+        self.table_first = False  # accept no other request while there is one for the table
         signature = memory_read_signature(config)
         self.request_layout = signature.members["request"].signature.members["payload"].shape
         self.response_layout = signature.members["response"].signature.members["payload"].shape
@@ -107,6 +108,8 @@ class Memory:
                     queue.pop(0)
             for k, (client, port) in enumerate(ports.items()):
                 willing = bool(draws[drawn + 1 + k] >= self.stall) and len(queue) < self.depth
+                if self.table_first and client == "memory":
+                    willing = willing and not int(ports["table"][0].value)
                 if willing != ready[client]:
                     ready[client] = willing
                     port[1].value = int(willing)
@@ -609,7 +612,7 @@ async def lone_blocks(dut):
     ):  # fmt: skip
         fields, _ = bench.tile(channels=64, lines=60, pixels=1, target=VMEM, line_blocks=step)
         bench.memory.latency, bench.memory.stall, bench.memory.depth = latency, memory_stall, depth
-        bench.sink.stall = sink_stall
+        bench.sink.stall, bench.memory.table_first = sink_stall, depth < 4
         cycles = await bench.load(tensor, fields, f"latency {latency}")
         dut._log.info(f"LOAD of lone blocks: {cycles} cycles for 60 with a latency of {latency}")
         assert len(bench.memory.requests["table"]) == 60
