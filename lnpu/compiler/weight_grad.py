@@ -205,7 +205,7 @@ class WeightGradLowering:
                         psum_s=channels,
                         dense_r=-wide,
                         dense_s=-1,
-                        shift_r=wide,
+                        shift_r=wide if len(taps_r) > 1 else 0,
                         shift_s=1,
                         kmask=window,
                     )

@@ -11,7 +11,7 @@ Commands start in program order; units then work side by side. A unit takes its 
 
 from dataclasses import dataclass, field
 
-from amaranth.hdl import signed
+from amaranth.hdl import Shape, signed
 from amaranth.lib import data, enum
 
 __all__ = ["COMMAND_BYTES", "LAYOUTS", "Command", "Opcode", "Target", "Unit", "VectorOp", "layout_of"]
@@ -206,6 +206,22 @@ LAYOUTS: dict[Opcode, data.StructLayout] = {
 assert all(layout.size <= 8 * COMMAND_BYTES for layout in LAYOUTS.values())
 
 
+def _range(shape: Shape) -> tuple[int, int]:
+    if shape.signed:
+        return -(1 << shape.width - 1), (1 << shape.width - 1) - 1
+    return 0, (1 << shape.width) - 1
+
+
+_RANGES = {
+    opcode: {name: _range(Shape.cast(place.shape)) for name, place in layout if name != "opcode"}
+    for opcode, layout in LAYOUTS.items()
+}
+_PLACES = {
+    opcode: {name: (place.offset, (1 << place.width) - 1) for name, place in layout}
+    for opcode, layout in LAYOUTS.items()
+}
+
+
 def layout_of(opcode: Opcode) -> data.StructLayout:
     """Layout of the commands with this opcode."""
     return LAYOUTS[opcode]
@@ -229,22 +245,21 @@ class Command:
     def __init__(self, opcode: Opcode, **fields: int) -> None:
         self.opcode = opcode
         self.fields = fields
-        layout = LAYOUTS[opcode]
+        ranges = _RANGES[opcode]
         for name, value in fields.items():
-            if name not in layout.members or name == "opcode":
+            if name not in ranges:
                 raise TypeError(f"{opcode.name} has no field {name!r}")
-            shape = layout[name].shape
-            width, is_signed = (shape, False) if isinstance(shape, int) else (shape.width, shape.signed)
-            low, high = (-(1 << width - 1), (1 << width - 1) - 1) if is_signed else (0, (1 << width) - 1)
+            low, high = ranges[name]
             if not low <= int(value) <= high:
                 raise ValueError(f"{opcode.name}.{name} must be {low} to {high}, not {value}")
 
     def encode(self) -> bytes:
         """The command's 64 bytes."""
-        word = 0
-        for name, place in LAYOUTS[self.opcode]:
-            value = self.opcode.value if name == "opcode" else int(self.fields.get(name, 0))
-            word |= (value & ((1 << place.width) - 1)) << place.offset
+        word = self.opcode.value
+        places = _PLACES[self.opcode]
+        for name, value in self.fields.items():
+            offset, mask = places[name]
+            word |= (int(value) & mask) << offset
         return word.to_bytes(COMMAND_BYTES, "little")
 
     @classmethod
