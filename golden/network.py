@@ -6,16 +6,17 @@ there: outputs by their node's name, "d.NAME" their errors, "w.NAME" and "g.NAME
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from golden import vector
+from golden.controller import ControllerState, Targets, adapt, statistics_of
 from golden.conv import conv2d_input_grad_sums, conv2d_sums, conv2d_weight_grad_sums
 from golden.exact import ExactSum, exact_dot_sum, round_sum
-from golden.fgmp import FP16_POLICY, Policy, Quantised, fgmp, quantize
+from golden.fgmp import FP16_POLICY, Policy, Quantised, fgmp, quantize, to_fp16
 from golden.linear import linear_input_grad_sums, linear_sums, linear_weight_grad_sums
 
 __all__ = ["Formats", "Hyperparameters", "Layer", "Network", "State", "StepResult", "initial_parameters", "resnet18"]
@@ -80,11 +81,25 @@ class Hyperparameters:
 
 @dataclass
 class State:
-    """What training changes: FP32 parameters and momenta by name, running statistics by batch norm."""
+    """What training changes.
+
+    Attributes
+    ----------
+    parameters, momenta : dict
+        FP32, by name.
+    running : dict
+        Running mean and variance by batch norm.
+    weights : dict
+        Weights as they are in memory, by layer.
+    formats : dict
+        What the dynamic ratio controller has chosen for the next time that a tensor is stored, by its name.
+    """
 
     parameters: dict[str, F32]
     momenta: dict[str, F32]
     running: dict[str, tuple[F32, F32]]
+    weights: dict[str, Quantised]
+    formats: dict[str, ControllerState] = field(default_factory=dict)
 
 
 @dataclass
@@ -115,11 +130,14 @@ class Network:
     layers : sequence of Layer
     formats : Formats
     settings : Hyperparameters
+    targets : mapping of str to Targets
+        For kinds whose policies are dynamic: what the controller steers to. `formats` is what they start from.
     """
 
     layers: Sequence[Layer]
     formats: Formats
     settings: Hyperparameters
+    targets: Mapping[str, Targets] = field(default_factory=dict)
     _by_name: dict[str, Layer] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -179,22 +197,37 @@ class Network:
             if layer.op == "batch_norm"
         }
         momenta = {name: np.zeros_like(value) for name, value in parameters.items()}
-        return State({name: value.copy() for name, value in parameters.items()}, momenta, running)
+        weights = {name: self._encode(value, "weight") for name, value in parameters.items() if value.ndim == 4}
+        return State({name: value.copy() for name, value in parameters.items()}, momenta, running, weights)
 
     def _encode(self, values: F32, kind: str) -> Quantised:
+        """A tensor that the host encodes."""
         return fgmp(values, getattr(self.formats, kind))
 
-    def encode_weight(self, values: F32) -> Quantised:
-        """Weights as convolutions and linear layers read them."""
-        return self._encode(values, "weight")
-
-    def _encode_sums(self, sums: ExactSum, scale: int, kind: str) -> tuple[Quantised, Quantised]:
-        """Sums of products at scale `scale`, rounded to FP16: before FGMP and after."""
+    def _policy(self, state: State, name: str, kind: str) -> Policy:
+        """The policy with which tensor `name` is stored this time."""
         policy: Policy = getattr(self.formats, kind)
-        bits = round_sum(sums, scale - policy.scale, "fp16")
-        plain = Quantised(*quantize(bits, FP16_POLICY)[:2], policy.scale, np.zeros(bits.shape, bool))
+        if kind in self.targets and name in state.formats:
+            chosen = state.formats[name]
+            policy = replace(policy, scale=chosen.scale, lo_bits=chosen.lo, hi_bits=chosen.hi)
+        return policy
+
+    def _store(self, state: State, name: str, kind: str, values: F32) -> Quantised:
+        """A tensor that the chip stores; its statistics go to the controller."""
+        policy = self._policy(state, name, kind)
+        bits = to_fp16(values, policy.scale)
         kept, codes, underflow = quantize(bits, policy)
-        return plain, Quantised(kept, codes, policy.scale, underflow)
+        if kind in self.targets:
+            before = ControllerState(policy.scale, policy.lo_bits, policy.hi_bits)
+            state.formats[name] = adapt(before, statistics_of(bits, codes, underflow), self.targets[kind])
+        return Quantised(kept, codes, policy.scale, underflow)
+
+    def _round(self, state: State, name: str, kind: str, sums: ExactSum, scale: int) -> Quantised:
+        """Sums of products at scale `scale`, rounded to FP16 at the scale of tensor `name`, before FGMP."""
+        policy = self._policy(state, name, kind)
+        bits = round_sum(sums, scale - policy.scale, "fp16")
+        kept, codes, underflow = quantize(bits, FP16_POLICY)
+        return Quantised(kept, codes, policy.scale, underflow)
 
     def forward(self, state: State, images: F32, *, training: bool = True) -> tuple[dict[str, Any], dict]:
         """Feed-forward of normalised images [N, C, H, W].
@@ -213,11 +246,13 @@ class Network:
         for layer in self.layers:
             name = layer.name
             if layer.op in ("conv", "linear"):
-                saved["weight"][name] = weight = self._encode(state.parameters[name], "weight")
+                saved["weight"][name] = weight = state.weights[name]
                 x = tensors[layer.inputs[0]]
             if layer.op == "conv":
                 sums = conv2d_sums(x, weight, stride=layer.stride, padding=layer.padding)
-                before_fgmp[name], tensors[name] = self._encode_sums(sums, x.scale + weight.scale, "preactivation")
+                plain = self._round(state, name, "preactivation", sums, x.scale + weight.scale)
+                before_fgmp[name] = plain
+                tensors[name] = self._store(state, name, "preactivation", plain.values())
             elif layer.op == "linear":
                 flat = _flat(x)
                 sums = linear_sums(flat, _flat(weight))
@@ -226,11 +261,12 @@ class Network:
             elif layer.op == "max_pool":
                 x = tensors[layer.inputs[0]]
                 values, winner = vector.max_pool(x.values(), layer.kernel, layer.stride, layer.padding)
-                tensors[name], saved["winner"][name] = self._encode(values, "activation"), winner
+                tensors[name] = self._store(state, name, "activation", values)
+                saved["winner"][name] = winner
                 tensors[f"{name}.winner"] = fgmp(winner.astype(np.float32), _INDEX)
             elif layer.op == "global_average_pool":
                 pooled = vector.global_average_pool(tensors[layer.inputs[0]])
-                tensors[name] = self._encode(pooled[:, :, None, None], "activation")
+                tensors[name] = self._store(state, name, "activation", pooled[:, :, None, None])
             elif layer.op == "batch_norm":
                 source = layer.inputs[0]
                 gamma, beta = state.parameters[f"{name}.gamma"], state.parameters[f"{name}.beta"]
@@ -248,10 +284,10 @@ class Network:
                 tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"] = state.running[name]
                 tensors[f"{name}.a"], tensors[f"{name}.b"] = a, b
             if name in self._groups:
-                tensors[name] = self._group_forward(self._groups[name], tensors)
+                tensors[name] = self._group_forward(state, self._groups[name], tensors)
         return tensors, saved
 
-    def _group_forward(self, group: _Group, tensors: dict) -> Quantised:
+    def _group_forward(self, state: State, group: _Group, tensors: dict) -> Quantised:
         z = tensors[group.x].values()
         if group.norm is not None:
             z = vector.batch_norm_apply(z, tensors[f"{group.norm}.a"], tensors[f"{group.norm}.b"])
@@ -259,11 +295,11 @@ class Network:
             z = vector.add(z, tensors[group.other].values())
         if group.relu:
             z = vector.relu(z)
-        return self._encode(z, "activation")
+        return self._store(state, group.name, "activation", z)
 
     # Back-propagation and weight gradients.
 
-    def backward(self, tensors: dict, saved: dict, error: Quantised) -> None:
+    def backward(self, state: State, tensors: dict, saved: dict, error: Quantised) -> None:
         """Errors and gradients from the encoded error [N, classes, 1, 1] of the logits, added to `tensors`."""
         tensors[f"d.{self.layers[-1].name}"] = error
         # Errors as the next operations see them: where a tensor's error is another's, it is not stored again.
@@ -274,7 +310,7 @@ class Network:
             if not stored:
                 continue
             if name not in errors:
-                self._error(name, tensors, saved, errors)
+                self._error(state, name, tensors, saved, errors)
             e = errors[name]
             if name in self._groups and self._groups[name].norm is not None:
                 group = self._groups[name]
@@ -282,22 +318,24 @@ class Network:
                 gradients = vector.batch_norm_backward(e, y, saved["statistics"][group.norm])
                 tensors[f"g.{group.norm}.gamma"] = gradients.dgamma
                 tensors[f"g.{group.norm}.beta"] = gradients.dbeta
-                tensors[f"d.{group.x}"] = errors[group.x] = self._encode(gradients.dy, "error")
+                tensors[f"d.{group.x}"] = errors[group.x] = self._store(state, f"d.{group.x}", "error", gradients.dy)
             if layer.op == "conv":
                 x = tensors[layer.inputs[0]]
                 sums = conv2d_weight_grad_sums(
                     x, e, kernel_shape=(layer.kernel, layer.kernel), stride=layer.stride, padding=layer.padding
                 )
-                tensors[f"g.{name}"] = self._encode_sums(sums, x.scale + e.scale, "gradient")[1]
+                plain = self._round(state, f"g.{name}", "gradient", sums, x.scale + e.scale)
+                tensors[f"g.{name}"] = self._store(state, f"g.{name}", "gradient", plain.values())
             elif layer.op == "linear":
                 x = tensors[layer.inputs[0]]
                 sums = linear_weight_grad_sums(_flat(x), _flat(e))
-                gradient = self._encode_sums(sums, x.scale + e.scale, "gradient")[1]
+                plain = self._round(state, f"g.{name}", "gradient", sums, x.scale + e.scale)
+                gradient = self._store(state, f"g.{name}", "gradient", plain.values())
                 tensors[f"g.{name}"] = _reshape(gradient, (*gradient.shape, 1, 1))
                 bias = exact_dot_sum(e.bits, _F16_ONE, (0, 2, 3))
                 tensors[f"g.{name}.bias"] = round_sum(bias, e.scale, "fp32")
 
-    def _error(self, name: str, tensors: dict, saved: dict, errors: dict[str, Quantised]) -> None:
+    def _error(self, state: State, name: str, tensors: dict, saved: dict, errors: dict[str, Quantised]) -> None:
         """Error of stored tensor `name`, from its uses."""
         mask = tensors[name].values() if name in self._groups and self._groups[name].relu else None
         groups = [
@@ -315,8 +353,8 @@ class Network:
         terms = [errors[group.name] for group in groups]
         for pool in pools:
             e = self._pool_backward(pool, tensors[name].shape, errors[pool.name], saved)
-            stored = self._encode(masked(e) if alone else e, "error")
-            tensors[f"d.{name}" if alone else f"d.{name}.{pool.name}"] = stored
+            target = f"d.{name}" if alone else f"d.{name}.{pool.name}"
+            tensors[target] = stored = self._store(state, target, "error", masked(e) if alone else e)
             terms.append(stored)
         if alone and pools:
             errors[name] = terms[0]
@@ -326,10 +364,8 @@ class Network:
             return
         if alone and products:
             sums, scale = self._product_backward(products[0], tensors[name].shape, errors, saved)
-            plain, stored = self._encode_sums(sums, scale, "error")
-            if mask is not None:
-                stored = self._encode(masked(plain.values()), "error")
-            tensors[f"d.{name}"] = errors[name] = stored
+            plain = self._round(state, f"d.{name}", "error", sums, scale)
+            tensors[f"d.{name}"] = errors[name] = self._store(state, f"d.{name}", "error", masked(plain.values()))
             return
         total: F32 | None = None
         for term in terms:
@@ -339,12 +375,12 @@ class Network:
             part = round_sum(sums, scale, "fp32")
             total = part if total is None else vector.add(total, part)
             if index < len(products) - 1:
-                partial = self._encode(total, "error")
-                tensors[f"d.{name}.{layer.name}"] = partial
-                total = partial.values()
+                target = f"d.{name}.{layer.name}"
+                tensors[target] = self._store(state, target, "error", total)
+                total = tensors[target].values()
         if total is None:
             raise ValueError(f"nothing uses {name}")
-        tensors[f"d.{name}"] = errors[name] = self._encode(masked(total), "error")
+        tensors[f"d.{name}"] = errors[name] = self._store(state, f"d.{name}", "error", masked(total))
 
     def _product_backward(
         self, layer: Layer, shape: tuple[int, ...], errors: dict[str, Quantised], saved: dict
@@ -384,7 +420,7 @@ class Network:
             state.parameters[name], state.momenta[name] = value, momentum
             tensors[f"master.{name}"], tensors[f"momentum.{name}"] = value, momentum
             if is_weight:
-                tensors[f"w.{name}"] = self._encode(value, "weight")
+                tensors[f"w.{name}"] = state.weights[name] = self._store(state, f"w.{name}", "weight", value)
 
     def loss_error(self, logits: F32, labels: NDArray[np.int64]) -> tuple[float, Quantised]:
         """What the host computes: the loss, and the encoded error of the logits."""
@@ -398,7 +434,7 @@ class Network:
         logits = tensors[self.layers[-1].name]
         assert isinstance(logits, np.ndarray)
         loss, error = self.loss_error(logits, labels)
-        self.backward(tensors, saved, error)
+        self.backward(state, tensors, saved, error)
         self.update(state, tensors)
         return StepResult(tensors, loss)
 

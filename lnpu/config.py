@@ -53,6 +53,8 @@ class ChipConfig:
         AXI bursts outstanding in each direction, 1 to 64.
     burst_beats : int
         Longest AXI burst, a power of two from 4 to 256.
+    tensor_states : int
+        Entries of the FGMP controller's table, 2 to 256: tensors 1 to tensor_states - 1 can have a dynamic state.
     """
 
     name: str = "custom"
@@ -71,6 +73,7 @@ class ChipConfig:
     reads_in_flight: int = 8
     writes_in_flight: int = 8
     burst_beats: int = 16
+    tensor_states: int = 128
 
     def __post_init__(self) -> None:
         _check("cores", self.cores, "1 to 16", 1 <= self.cores <= 16)
@@ -107,6 +110,7 @@ class ChipConfig:
             ("sum_rows", 2, 1024),
             ("reads_in_flight", 1, 64),
             ("writes_in_flight", 1, 64),
+            ("tensor_states", 2, 256),
         ):
             value = getattr(self, name)
             _check(name, value, f"{low} to {high}", isinstance(value, int) and low <= value <= high)

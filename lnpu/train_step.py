@@ -184,9 +184,7 @@ def run(
     steps: list[dict[str, Any]] = []
     precision: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("zero", "underflow", "fp8", "fp16"), 0))
     tables = _Tables(step)
-    tables.write(
-        {f"w.{name}": network.encode_weight(value) for name, value in state.parameters.items() if value.ndim == 4}
-    )
+    tables.write({f"w.{name}": value for name, value in state.weights.items()})
     traffic: dict[str, int] = defaultdict(int)
     unpredicted = 0
     for number in range(settings.steps):

@@ -483,8 +483,7 @@ class DirectLowering:
                             a=place,
                         )
             return
-        source, weight = self.source.policy.scale, self.weight.policy.scale
-        scale = self.rounding.scale
+        scale, tensor_out = self.rounding.of(self.out)
         self.program.emit(
             Opcode.DRAIN,
             reads=psum_regions(1 << core, psum, box.images * lines * pixels),
@@ -494,8 +493,11 @@ class DirectLowering:
             count_h=lines,
             count_w=pixels,
             lane_beats=count_rows,
-            shift=source + weight - scale,
+            shift=self.source.scale + self.weight.scale - scale,
             scale=scale if self.rounding.fp16 else 0,
+            tensor_a=self.source.state,
+            tensor_b=self.weight.state,
+            tensor_out=tensor_out,
             fp16=int(self.rounding.fp16),
             saturate=int(self.rounding.saturate),
             psum=psum,

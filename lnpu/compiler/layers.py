@@ -137,11 +137,10 @@ def check_sum(space: Workspace, name: str, count: int) -> None:
 
 def take_statistics(space: Workspace, y: Tensor, tile: Tile, place: int, *, first: bool) -> None:
     """Add a tile of y to the exact sums of y and of y * y (accumulator rows 0 and up, one set after the other)."""
-    shift = y.policy.scale
     vectors, rows = space.vectors, tile.rows
     common: dict[str, Any] = {"pixels": tile.count, "rows": rows, "initialise": first}
-    vectors.sum(0, place, 1.0, **common, a_shift=shift)
-    vectors.sum(rows, place, place, **common, a_shift=shift, b_shift=shift)
+    vectors.sum(0, place, 1.0, **common, a_of=y)
+    vectors.sum(rows, place, place, **common, a_of=y, b_of=y)
 
 
 def lower_statistics(space: Workspace, y: Tensor, block: int) -> None:
@@ -159,7 +158,7 @@ def finish_statistics(
     space: Workspace, y: Tensor, norm: NormTensors, block: int, *, eps: float, momentum: float
 ) -> None:
     """From the sums of a channel block to mean, invstd, a, b and the running statistics, in memory."""
-    v, rows, shift = space.vectors, y.block_channels // space.beat, y.policy.scale
+    v, rows = space.vectors, y.block_channels // space.beat
     s1, s2, mean, var, invstd, a, b, gamma, beta, running, t = (space.vector(i) for i in range(11))
     count = y.images * y.height * y.width
     check_sum(space, y.name, count)
@@ -168,8 +167,8 @@ def finish_statistics(
     def op(which: Op, dst: int, x: int, y: int | float | None = None, z: int | float | None = None) -> None:
         v.vector(which, dst, x, y, z, inner=rows)
 
-    v.sum_out(s1, 0, rows=rows, a_shift=shift)
-    v.sum_out(s2, rows, rows=rows, a_shift=shift, b_shift=shift)
+    v.sum_out(s1, 0, rows=rows, a_of=y)
+    v.sum_out(s2, rows, rows=rows, a_of=y, b_of=y)
     op(Op.MUL, mean, s1, inv_n)
     op(Op.MUL, s2, s2, inv_n)
     op(Op.MUL, t, mean, mean)
@@ -261,7 +260,6 @@ def lower_group(
 def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, dy: Tensor, norm: NormTensors) -> None:
     """BP of batch norm: dgamma, dbeta, and the error of y."""
     v = space.vectors
-    dz_shift, y_shift = dz.policy.scale, y.policy.scale
     inv_n = reciprocal(y.images * y.height * y.width)
     s1, s2, mean, invstd, a, big_b, big_c, t = (space.vector(i) for i in range(8))
     rows = y.block_channels // space.beat
@@ -272,13 +270,13 @@ def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, dy: Tensor, norm: N
             v.load(y, tile, at[1])
 
         def sums(tile: Tile, at: list[int], first: bool) -> None:
-            common: dict[str, Any] = {"pixels": tile.count, "rows": tile.rows, "initialise": first, "a_shift": dz_shift}
+            common: dict[str, Any] = {"pixels": tile.count, "rows": tile.rows, "initialise": first, "a_of": dz}
             v.sum(0, at[0], 1.0, **common)
-            v.sum(tile.rows, at[0], at[1], **common, b_shift=y_shift)
+            v.sum(tile.rows, at[0], at[1], **common, b_of=y)
 
         space.stream(y, block, 2, load, sums)
-        v.sum_out(s1, 0, rows=rows, a_shift=dz_shift)
-        v.sum_out(s2, rows, rows=rows, a_shift=dz_shift, b_shift=y_shift)
+        v.sum_out(s1, 0, rows=rows, a_of=dz)
+        v.sum_out(s2, rows, rows=rows, a_of=dz, b_of=y)
         for tensor, row in ((norm.mean, mean), (norm.invstd, invstd), (norm.a, a)):
             v.load_raw(tensor, row, block=block)
 
@@ -357,11 +355,11 @@ def lower_average_pool(space: Workspace, x: Tensor, out: Tensor) -> None:
                         pixels=part.count,
                         rows=rows,
                         initialise=first,
-                        a_shift=x.policy.scale,
+                        a_of=x,
                     )
                     first = False
             result = space.vector(0)
-            v.sum_out(result, 0, rows=count * rows, a_shift=x.policy.scale)
+            v.sum_out(result, 0, rows=count * rows, a_of=x)
             v.vector(Op.MUL, result, result, reciprocal(pixels), inner=count * rows)
             v.store(out, Tile(image, count, 0, 1, 0, 1, block, rows), result)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lnpu.compiler.tensor import Tensor
 from lnpu.compiler.tiles import Tile
 
 __all__ = ["Epilogue", "Rounding"]
@@ -18,6 +19,10 @@ class Rounding:
     fp16: bool
     scale: int = 0
     saturate: bool = False
+
+    def of(self, out: Tensor) -> tuple[int, int]:
+        """For results of tensor `out`: the scale that DRAIN names, and the state whose scale the chip adds."""
+        return (0, out.state) if self.fp16 and out.state else (self.scale, 0)
 
 
 Epilogue = Callable[[Tile, int, bool, list[int]], None]

@@ -31,9 +31,11 @@ class Tensor:
     images, height, width, channels : int
         Shape; `padded` is the number of channels that memory holds.
     policy : Policy
-        FGMP policy and scale.
+        FGMP policy and scale; of a dynamic tensor, what it starts from.
     slots, table : int
         Byte addresses of the slots and of the length table.
+    state : int
+        Number of the tensor in the chip's table of FGMP states, 0 if its policy is static.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Tensor:
     policy: Policy
     slots: int
     table: int
+    state: int = 0
+
+    @property
+    def scale(self) -> int:
+        """The scale that commands name: the policy's, or 0 where the chip adds that of the state."""
+        return 0 if self.state else self.policy.scale
 
     @property
     def lines(self) -> int:
@@ -80,6 +88,7 @@ class Tensor:
     def walk(self) -> dict[str, int]:
         """The command fields that describe the tensor."""
         return {
+            "tensor": self.state,
             "slots": self.slots,
             "table": self.table,
             "kind": self.kind.value,
@@ -131,13 +140,22 @@ class MemoryMap:
         return start
 
     def tensor(
-        self, name: str, kind: TensorKind, *, images: int = 1, height: int, width: int, channels: int, policy: Policy
+        self,
+        name: str,
+        kind: TensorKind,
+        *,
+        images: int = 1,
+        height: int,
+        width: int,
+        channels: int,
+        policy: Policy,
+        state: int = 0,
     ) -> Tensor:
         """Place an encoded tensor."""
         shape = Tensor(name, kind, images, height, width, channels, padded_channels(channels, self.beat), policy, 0, 0)
         slots = self.allocate(name, shape.blocks * SLOT_BYTES)
         table = self.allocate(f"{name} (lengths)", -(-shape.blocks // 32) * 32)
-        return Tensor(name, kind, images, height, width, channels, shape.padded, policy, slots, table)
+        return Tensor(name, kind, images, height, width, channels, shape.padded, policy, slots, table, state)
 
     def raw(self, name: str, kind: TensorKind, *, rows: int = 1, channels: int) -> RawTensor:
         """Place an array of FP32 words."""

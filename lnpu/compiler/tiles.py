@@ -145,7 +145,7 @@ class VectorBuilder:
             writes=[region or self.rows(vmem, tile.size)],
             **tensor.walk(),
             target=Target.VMEM.value,
-            scale=tensor.policy.scale,
+            scale=tensor.scale,
             fill=fill,
             n_count=tile.images,
             i_count=tile.lines,
@@ -176,9 +176,9 @@ class VectorBuilder:
             reads=[self.rows(vmem, tile.size)],
             writes=[self.program.memory(tensor)],
             **tensor.walk(),
-            scale=policy.scale,
-            lo=policy.lo_bits,
-            hi=policy.hi_bits,
+            scale=tensor.scale,
+            lo=0 if tensor.state else policy.lo_bits,
+            hi=0 if tensor.state else policy.hi_bits,
             below=_BELOW[policy.below],
             above=_ABOVE[policy.above],
             n_count=tile.images,
@@ -273,8 +273,8 @@ class VectorBuilder:
         pixels: int,
         rows: int,
         initialise: bool,
-        a_shift: int = 0,
-        b_shift: int = 0,
+        a_of: Tensor | None = None,
+        b_of: Tensor | None = None,
     ) -> None:
         """Add a * b over `pixels` pixels of `rows` rows each to accumulator rows `row` and up, a row a channel beat."""
         fields: dict[str, Any] = (
@@ -297,12 +297,11 @@ class VectorBuilder:
             a=a,
             a_outer=1,
             a_inner=rows,
-            a_shift=a_shift,
-            b_shift=b_shift,
+            **_shifts(a_of, b_of),
             **fields,
         )
 
-    def sum_out(self, dst: int, row: int, *, rows: int, a_shift: int = 0, b_shift: int = 0) -> None:
+    def sum_out(self, dst: int, row: int, *, rows: int, a_of: Tensor | None = None, b_of: Tensor | None = None) -> None:
         """Round accumulator rows to FP32 rows at `dst`."""
         self.program.emit(
             Opcode.VECTOR,
@@ -313,9 +312,17 @@ class VectorBuilder:
             sum=row,
             dst=dst,
             dst_outer=1,
-            a_shift=a_shift,
-            b_shift=b_shift,
+            **_shifts(a_of, b_of),
         )
+
+
+def _shifts(a_of: Tensor | None, b_of: Tensor | None) -> dict[str, Any]:
+    """Fields of SUM and SUM_OUT that take the scales of the summed tensors out and put them back."""
+    fields: dict[str, Any] = {}
+    for name, tensor in (("a", a_of), ("b", b_of)):
+        if tensor is not None:
+            fields |= {f"{name}_shift": tensor.scale, f"tensor_{name}": tensor.state}
+    return fields
 
 
 def float_bits(value: float) -> int:

@@ -512,7 +512,7 @@ class TrainingStep:
             self._bias_grad(space, stage, dy)
 
     def _bias_grad(self, space: Workspace, stage: LinearStage, dy: Tensor) -> None:
-        v, rows, shift = space.vectors, dy.block_channels // self.config.beat, dy.policy.scale
+        v, rows = space.vectors, dy.block_channels // self.config.beat
         gradient = self.vectors[f"{stage.name}.bias"].gradient
         for block in range(dy.pixel_blocks):
             space.stream(
@@ -520,11 +520,9 @@ class TrainingStep:
                 block,
                 1,
                 lambda tile, at: v.load(dy, tile, at[0]),
-                lambda tile, at, first: v.sum(
-                    0, at[0], 1.0, pixels=tile.count, rows=rows, initialise=first, a_shift=shift
-                ),
+                lambda tile, at, first: v.sum(0, at[0], 1.0, pixels=tile.count, rows=rows, initialise=first, a_of=dy),
             )
-            v.sum_out(space.vector(0), 0, rows=rows, a_shift=shift)
+            v.sum_out(space.vector(0), 0, rows=rows, a_of=dy)
             v.store_raw(gradient, space.vector(0), block=block)
         self._mark(space.program, f"{stage.name}.bias", "vector", [gradient.name])
 

@@ -302,7 +302,7 @@ class WeightGradLowering:
         return page
 
     def _drain(self, core: int, vmem: int, count: int, lanes: int, per_pixel: int, place: int, psum: int) -> None:
-        scale = self.rounding.scale
+        scale, tensor_out = self.rounding.of(self.out)
         self.program.emit(
             Opcode.DRAIN,
             reads=psum_regions(1 << core, psum, count),
@@ -312,8 +312,11 @@ class WeightGradLowering:
             count_h=1,
             count_w=count,
             lane_beats=lanes // self.config.beat,
-            shift=self.x.policy.scale + self.dy.policy.scale - scale,
+            shift=self.x.scale + self.dy.scale - scale,
             scale=scale if self.rounding.fp16 else 0,
+            tensor_a=self.x.state,
+            tensor_b=self.dy.state,
+            tensor_out=tensor_out,
             fp16=int(self.rounding.fp16),
             saturate=int(self.rounding.saturate),
             psum=psum,

@@ -32,6 +32,9 @@ class Opcode(enum.Enum, shape=8):
     DRAIN = 0x07  # partial sums -> rounded -> vector memory
     VECTOR = 0x08  # vector memory -> vector memory
     MARK = 0x09  # wait for every unit, then write all counters to memory
+    ADAPT = 0x0A  # statistics of what was stored -> next FGMP state of a tensor, and a record in memory
+    STATE = 0x0B  # sets the current and the next FGMP state of a tensor
+    COMMIT = 0x0C  # the next FGMP state of a tensor becomes the current one
 
 
 class Unit(enum.IntEnum):
@@ -77,7 +80,10 @@ def _strided(name: str, base, stride, loops: str) -> dict:
     return {name: base} | {f"{name}_{loop}": stride for loop in loops.split()}
 
 
+# Fields named `tensor` are numbers of dynamic tensors (0: none). Before a command starts, the command processor adds
+# the scales of their current FGMP states to the command, as the comments say.
 _WALK = {  # pixels of an encoded tensor, in three nested loops n, i, j (j innermost)
+    "tensor": 8,  # its scale is added to `scale`; STORE also takes its lo and hi
     "slots": 40,  # byte address of block 0, a multiple of 32
     "table": 40,  # byte address of the length of block 0, a multiple of 32
     "kind": 3,
@@ -175,6 +181,9 @@ _FIELDS: dict[Opcode, dict] = {
         "scale": signed(8),  # ... and what is written is that times 2^scale
         "fp16": 1,  # round to FP16, else to FP32
         "saturate": 1,
+        "tensor_a": 8,  # scale added to `shift`
+        "tensor_b": 8,  # scale added to `shift`
+        "tensor_out": 8,  # scale subtracted from `shift` and added to `scale`
     }
     | _strided("psum", signed(12), signed(12), "n h w")
     | _strided("vmem", 16, signed(16), "n h w"),
@@ -188,6 +197,8 @@ _FIELDS: dict[Opcode, dict] = {
         "a_shift": signed(8),
         "b_shift": signed(8),
         "sum": 10,
+        "tensor_a": 8,  # scale added to `a_shift`
+        "tensor_b": 8,  # scale added to `b_shift`
         "immediate_b": 32,
         "immediate_c": 32,
     }
@@ -196,6 +207,26 @@ _FIELDS: dict[Opcode, dict] = {
     | _strided("b", 16, signed(16), "outer inner")
     | _strided("c", 16, signed(16), "outer inner"),
     Opcode.MARK: {"address": 40},  # multiple of 32
+    # See lnpu.fgmp.controller. Shares are in units of 1/256; `_min` and `_max` are exponent fields of FP16.
+    Opcode.ADAPT: {
+        "tensor": 8,  # 1 to tensor_states - 1
+        "adapt_scale": 1,  # what may change
+        "adapt_hi": 1,
+        "adapt_lo": 1,
+        "top": 5,  # wanted FP16 exponent field of the largest element ...
+        "slack": 3,  # ... and how much less it may be
+        "hi_least": 8,  # wanted share of FP16 in the non-zeros
+        "hi_most": 8,
+        "lo_least": 8,  # wanted share of underflows in what was not zero before
+        "lo_most": 8,
+        "hi_min": 5,
+        "hi_max": 5,
+        "lo_min": 5,
+        "lo_max": 5,
+        "address": 40,  # where the 32-byte record goes, a multiple of 32
+    },
+    Opcode.STATE: {"tensor": 8, "scale": signed(8), "lo": 15, "hi": 15},
+    Opcode.COMMIT: {"tensor": 8, "frozen": 1},  # frozen: the current state becomes the next one instead
 }
 
 LAYOUTS: dict[Opcode, data.StructLayout] = {

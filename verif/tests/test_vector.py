@@ -22,6 +22,7 @@ def test_vector_unit(changes, rounds):
     run(VectorUnit(config=TINY.replace(**changes)), "verif.vector_unit_tb", config=changes, rounds=rounds)
 
 
+@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 def test_skid_buffer_width():
     with pytest.raises(ValueError, match="width must be at least 1, not 0"):
         SkidBuffer(width=0)
