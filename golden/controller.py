@@ -267,7 +267,7 @@ def statistics_of(v_bits: ArrayLike, codes: ArrayLike, underflow: ArrayLike) -> 
     if (underflow & (codes != CODE_ZERO)).any():
         raise ValueError("underflow must be set for zeros only")
     under = np.count_nonzero(underflow)
-    exponents: NDArray[np.uint16] = (v_bits >> 10) & 0x1F
+    exponents: NDArray[np.uint16] = (v_bits >> np.uint16(10)) & np.uint16(0x1F)
     finite = exponents != 0x1F
     top = int(exponents[finite].max(initial=0))
     n0, nu, n8, n16 = (min(int(count), COUNT_MAX) for count in (zero - under, under, fp8, fp16))

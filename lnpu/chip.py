@@ -12,6 +12,8 @@ from lnpu.core.drain import Drain
 from lnpu.ctrl.command_processor import CommandProcessor
 from lnpu.ctrl.counters import Counters
 from lnpu.ctrl.registers import Registers
+from lnpu.fgmp.controller import FgmpController
+from lnpu.fgmp.record_writer import RecordWriter
 from lnpu.hdl import Block, place
 from lnpu.interfaces import axi_lite_signature, axi_read_signature, axi_write_signature
 from lnpu.mem.load import LoadUnit
@@ -58,13 +60,15 @@ class Chip(Block):
         processor = place(m, "processor", CommandProcessor(config=config))
         counters = place(m, "counters", Counters(config=config))
         reader = place(m, "reader", AxiReader(config=config, clients=3))
-        writer = place(m, "writer", AxiWriter(config=config, clients=2))
+        writer = place(m, "writer", AxiWriter(config=config, clients=3))
         load = place(m, "load", LoadUnit(config=config))
         store = place(m, "store", StoreUnit(config=config))
         vector = place(m, "vector", VectorUnit(config=config))
         vmem = place(m, "vmem", VectorMemory(config=config))
         drain = place(m, "drain", Drain(config=config))
         cores = [place(m, f"core_{i}", Core(config=config)) for i in range(config.cores)]
+        fgmp = place(m, "fgmp", FgmpController(config=config))
+        records = place(m, "records", RecordWriter(config=config))
         units = {"load": load, "store": store, "vector": vector, "drain": drain}
 
         # Buses.
@@ -76,6 +80,7 @@ class Chip(Block):
         wiring.connect(m, load.memory, reader.client2)
         wiring.connect(m, store.memory, writer.client0)
         wiring.connect(m, processor.mark, writer.client1)
+        wiring.connect(m, records.memory, writer.client2)
 
         # Commands.
         wiring.connect(m, registers.control, processor.control)
@@ -85,6 +90,23 @@ class Chip(Block):
                 getattr(processor, f"{name}_busy").eq(unit.busy),
                 getattr(processor, f"{name}_error").eq(unit.error),
                 getattr(counters, f"{name}_busy").eq(unit.busy),
+            ]
+        wiring.connect(m, fgmp.record, records.record)
+        m.d.comb += [  # busy until the record is in memory
+            fgmp.command.payload.eq(processor.fgmp.payload),
+            fgmp.command.valid.eq(processor.fgmp.valid & ~records.busy),
+            processor.fgmp.ready.eq(fgmp.command.ready & ~records.busy),
+            processor.fgmp_busy.eq(fgmp.busy | records.busy),
+            processor.fgmp_error.eq(fgmp.error),
+            records.address.eq(fgmp.record_address),
+            fgmp.lookup.eq(processor.lookup),
+            fgmp.lookup_tensor.eq(processor.lookup_tensor),
+            processor.state.eq(fgmp.state),
+        ]
+        with m.If(store.events.dynamic):
+            m.d.comb += [
+                fgmp.store[name].eq(store.events[name])
+                for name in ("zero", "underflow", "fp8", "fp16", "nonfinite", "top")
             ]
         for i, core in enumerate(cores):
             m.d.comb += [

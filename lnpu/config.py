@@ -73,7 +73,7 @@ class ChipConfig:
     reads_in_flight: int = 8
     writes_in_flight: int = 8
     burst_beats: int = 16
-    tensor_states: int = 128
+    tensor_states: int = 256
 
     def __post_init__(self) -> None:
         _check("cores", self.cores, "1 to 16", 1 <= self.cores <= 16)

@@ -176,7 +176,7 @@ class Trainer:
         self.step, self.device = step, device
         self.host = Host(step.config, device.memory)
         self.progress = progress or (lambda text: None)
-        for program in (step.forward, step.inference, step.backward, step.update):
+        for program in (step.initial, step.forward, step.inference, step.backward, step.update):
             image = np.frombuffer(program.encode(), np.uint8)
             address = step.address(program)
             device.memory[address : address + len(image)] = image
@@ -213,6 +213,7 @@ class Trainer:
             channels = norm.running_mean.channels
             host.write_vector(norm.running_mean, np.zeros(channels, np.float32))
             host.write_vector(norm.running_var, np.ones(channels, np.float32))
+        self._run(step.initial, "initial states")
 
     def forward(self, images: NDArray[np.float32], *, training: bool = True) -> NDArray[np.float32]:
         """Logits [batch, classes] of normalised images [batch, channels, height, width]; see `measurements`."""

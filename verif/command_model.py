@@ -4,8 +4,11 @@ Independent of the RTL and of time: each command acts at once, in program order.
 simulation, and the chip against something simpler.
 """
 
+from dataclasses import fields
+
 import numpy as np
 
+from golden.controller import Controller, ControllerState, Targets, statistics_of
 from golden.exact import ExactSum, exact_matmul, round_sum
 from golden.fgmp import CODE_PADDING, Policy, quantize, to_fp16
 from golden.formats import FP16, canonical_fp32, decode
@@ -31,6 +34,7 @@ class CommandModel:
         self.vmem = np.zeros((c.vmem_rows, c.beat), np.float32)
         self.sums = ExactSum.zeros((c.sum_rows, c.beat))
         self.products = 0
+        self.controller = Controller(config.tensor_states)
 
     def run(self, address: int) -> None:
         """Run the program at `address` up to its END."""
@@ -39,7 +43,34 @@ class CommandModel:
             address += COMMAND_BYTES
             if command.opcode is Opcode.END:
                 return
-            getattr(self, f"_{command.opcode.name.lower()}")(command.fields)
+            getattr(self, f"_{command.opcode.name.lower()}")(self._resolve(command.fields))
+
+    def _resolve(self, f: dict) -> dict:
+        """The fields with the scales of dynamic tensors added."""
+        f = dict(f)
+        if f.get("tensor") and "slots" in f:
+            state = self.controller.lookup(f["tensor"])
+            f["scale"] += state.scale
+            f |= {"lo": state.lo, "hi": state.hi}
+        for name, shift in (("tensor_a", "a_shift"), ("tensor_b", "b_shift")):
+            if f.get(name):
+                f[shift if shift in f else "shift"] += self.controller.lookup(f[name]).scale
+        if f.get("tensor_out"):
+            scale = self.controller.lookup(f["tensor_out"]).scale
+            f["shift"] -= scale
+            f["scale"] += scale
+        return f
+
+    def _state(self, f: dict) -> None:
+        self.controller.state(f["tensor"], ControllerState(f["scale"], f["lo"], f["hi"]))
+
+    def _commit(self, f: dict) -> None:
+        self.controller.commit(f["tensor"], frozen=bool(f["frozen"]))
+
+    def _adapt(self, f: dict) -> None:
+        names = [part.name for part in fields(Targets)]
+        record = self.controller.adapt(f["tensor"], Targets(**{name: f[name] for name in names}))
+        self.memory[f["address"] : f["address"] + 32] = np.frombuffer(record, np.uint8)
 
     def _nop(self, f: dict) -> None:
         pass
@@ -106,7 +137,10 @@ class CommandModel:
             x = blocks.setdefault(block, np.zeros(BLOCK, np.float32))
             x[first : first + rows * beat] = self.vmem[row : row + rows].reshape(-1)
         for block, x in blocks.items():
-            bits, codes, _ = quantize(to_fp16(x, policy.scale, bool(f["saturate"])), policy)
+            plain = to_fp16(x, policy.scale, bool(f["saturate"]))
+            bits, codes, underflow = quantize(plain, policy)
+            if f["tensor"]:
+                self.controller.store(statistics_of(plain, codes, underflow))
             slots, lengths = encode_slots(bits[None], codes[None])
             size = 8 * int(lengths[0])
             start = f["slots"] + 160 * block

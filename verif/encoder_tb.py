@@ -76,7 +76,7 @@ class Bench:
         self.source = Source(dut, "i", seed=seed, stall=stall[0])
         self.words = Sink(dut, "o", seed=seed + 1, stall=stall[1])
         self.lengths = Sink(dut, "lengths", seed=seed + 2, stall=stall[2])
-        self.totals = dict.fromkeys(("zero", "underflow", "fp8", "fp16", "nonfinite"), 0)
+        self.totals = dict.fromkeys(("zero", "underflow", "fp8", "fp16", "nonfinite", "top"), 0)
         self.beats = 0
         cocotb.start_soon(self._watch())
 
@@ -91,7 +91,7 @@ class Bench:
             event = unpack(layout, int(self.dut.events.value))
             for name, count in event.items():
                 self.totals[name] += count
-            elements = sum(count for name, count in event.items() if name != "nonfinite")
+            elements = sum(count for name, count in event.items() if name not in ("nonfinite", "top"))
             assert elements in (0, self.config.beat)
             self.beats += elements != 0
             word = int(self.dut.o__payload.value) if int(self.dut.o__valid.value) else None

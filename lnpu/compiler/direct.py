@@ -127,6 +127,8 @@ class DirectLowering:
         self.lattice_w = max(axis.out_count for axis in axes_w)
 
     def lower(self, epilogue: Epilogue, after_block: Callable[[int], None] | None) -> None:
+        if self.rounding.fp16:
+            self.program.commit(self.out)  # DRAIN rounds at its scale
         boxes = list(boxes_of(self.plan, self.out.images, self.lattice_h, self.lattice_w))
         for block in range(self.out.pixel_blocks):
             for start in range(0, len(boxes), self.cores_m):

@@ -45,6 +45,9 @@ _UNITS = {
     Opcode.STORE_RAW: Unit.STORE,
     Opcode.VECTOR: Unit.VECTOR,
     Opcode.DRAIN: Unit.DRAIN,
+    Opcode.ADAPT: Unit.FGMP,
+    Opcode.STATE: Unit.FGMP,
+    Opcode.COMMIT: Unit.FGMP,
 }
 
 
@@ -56,12 +59,15 @@ class Program:
     commands : list of Command
     marks : list of Mark
         In program order; a mark's counters minus those of the mark before are what happened in between.
+    open : list of Tensor
+        Dynamic tensors that are being stored: their states have been committed, their statistics not yet been used.
     """
 
     def __init__(self, config: ChipConfig) -> None:
         self.config = config
         self.commands: list[Command] = []
         self.marks: list[Mark] = []
+        self.open: list[Tensor] = []
         # What each unit (or core) may still be doing.
         self._reads: dict[tuple[str, int], list[Region]] = {}
         self._writes: dict[tuple[str, int], list[Region]] = {}
@@ -100,6 +106,12 @@ class Program:
     def _forget(self, key: tuple[str, int]) -> None:
         self._reads.pop(key, None)
         self._writes.pop(key, None)
+
+    def commit(self, tensor: Tensor) -> None:
+        """Begin to store a tensor: if it is dynamic, its next FGMP state becomes the current one (once)."""
+        if tensor.state and tensor not in self.open:
+            self.open.append(tensor)
+            self.emit(Opcode.COMMIT, tensor=tensor.state)
 
     def mark(self, layer: str, phase: str, address: int, macs_dense: int = 0) -> None:
         """Write the counters to `address` when everything before is done."""

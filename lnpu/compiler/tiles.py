@@ -9,7 +9,10 @@ from lnpu.compiler.program import Program, Region
 from lnpu.compiler.tensor import RawTensor, Tensor
 from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
-__all__ = ["Tile", "VectorBuilder", "float_bits", "inside", "tiles_of"]
+__all__ = ["STATISTICS", "Tile", "VectorBuilder", "float_bits", "inside", "tiles_of"]
+
+STATISTICS = Region("FGMP statistics")
+"""What STORE of a dynamic tensor adds to and ADAPT uses."""
 
 _BELOW = {"fp16": 0, "fp8": 1, "zero": 2}
 _ABOVE = {"fp16": 0, "fp8": 1}
@@ -171,10 +174,11 @@ class VectorBuilder:
         """Write a tile from row `vmem` to memory, encoded by the tensor's policy."""
         source_n, source_i, source_j = tile.strides()
         policy = tensor.policy
+        self.program.commit(tensor)
         self.program.emit(
             Opcode.STORE,
             reads=[self.rows(vmem, tile.size)],
-            writes=[self.program.memory(tensor)],
+            writes=[self.program.memory(tensor), *([STATISTICS] if tensor.state else [])],
             **tensor.walk(),
             scale=tensor.scale,
             lo=0 if tensor.state else policy.lo_bits,

@@ -1,9 +1,10 @@
 """Compiles a graph and a batch size to the programs of a training step (docs/training.md)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from golden.controller import Targets
 from golden.fgmp import POLICIES, Policy
 from lnpu.compiler import layers
 from lnpu.compiler.convolution import Convolution, Rounding, lower_forward, lower_input_grad, lower_weight_grad
@@ -22,9 +23,9 @@ from lnpu.compiler.graph import (
 from lnpu.compiler.layers import NormTensors, Optimiser, Workspace
 from lnpu.compiler.program import Program
 from lnpu.compiler.tensor import MemoryMap, RawTensor, Tensor
-from lnpu.compiler.tiles import Tile
+from lnpu.compiler.tiles import STATISTICS, Tile
 from lnpu.config import ChipConfig
-from lnpu.ctrl.commands import COMMAND_BYTES, VectorOp
+from lnpu.ctrl.commands import COMMAND_BYTES, Opcode, VectorOp
 from lnpu.formats import TensorKind
 
 __all__ = ["Formats", "Operation", "TrainingStep", "VectorParameter", "WeightParameter"]
@@ -91,6 +92,9 @@ class TrainingStep:
         Of batch norm.
     memory : int
         Bytes of external memory.
+    targets : mapping of str to Targets
+        Kinds of tensors (fields of `Formats`) whose policies the chip adjusts, and what it steers to; `formats` is what
+        they start from. What the host encodes (images, error of the logits) stays static.
 
     Attributes
     ----------
@@ -101,8 +105,9 @@ class TrainingStep:
         By name of the convolution or linear node.
     vectors : dict of str to VectorParameter
         "BN.gamma", "BN.beta" and "FC.bias".
-    forward, backward, update, inference : Program
-        Each ends with END. The host computes the loss gradient between `forward` and `backward`.
+    initial, forward, backward, update, inference : Program
+        Each ends with END. `initial` sets the FGMP states of dynamic tensors, once. The host computes the loss gradient
+        between `forward` and `backward`.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class TrainingStep:
         eps: float = 1e-5,
         norm_momentum: float = 0.1,
         memory: int = 256 << 20,
+        targets: Mapping[str, Targets] | None = None,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch!r}")
@@ -132,11 +138,17 @@ class TrainingStep:
         self.norms: dict[str, NormTensors] = {}
         self.relu = {stage.name for stage in self.stages if isinstance(stage, GroupStage) and stage.relu}
         self._operations: dict[int, list[Operation]] = {}
+        self.targets = dict(targets or {})
+        if unknown := set(self.targets) - {part.name for part in fields(Formats)}:
+            raise ValueError(f"targets must be of kinds of Formats, not {', '.join(sorted(unknown))}")
+        self.dynamic: list[tuple[Tensor, Targets]] = []
+        self.records: dict[str, int] = {}
         self._place()
         self.forward = self._compile(self._forward)
         self.inference = self._compile(self._inference)
         self.backward = self._compile(self._backward)
         self.update = self._compile(self._update)
+        self.initial = self._compile(self._initial)  # last: now all dynamic tensors are known
 
     def operations(self, program: Program) -> list[Operation]:
         """The operations of one of the programs, one a mark, in order."""
@@ -156,13 +168,37 @@ class TrainingStep:
 
     # Memory.
 
-    def _tensor(self, name: str, kind: TensorKind, policy: Policy, shape: tuple[int, int, int]) -> Tensor:
+    def _tensor(self, name: str, kind: TensorKind, kind_name: str, shape: tuple[int, int, int]) -> Tensor:
         channels, height, width = shape
         tensor = self.map.tensor(
-            name, kind, images=self.batch, height=height, width=width, channels=channels, policy=policy
+            name,
+            kind,
+            images=self.batch,
+            height=height,
+            width=width,
+            channels=channels,
+            **self._format(name, kind_name),
         )
         self.tensors[name] = tensor
+        self._register(tensor, kind_name)
         return tensor
+
+    def _format(self, name: str, kind_name: str) -> dict[str, Any]:
+        """Policy of a new tensor, and its number if it is dynamic."""
+        host = (self.graph.nodes[-1].name, "images", f"d.{self.graph.nodes[-1].name}")
+        dynamic = kind_name in self.targets and name not in host
+        state = len(self.dynamic) + 1 if dynamic else 0
+        if state >= self.config.tensor_states:
+            raise ValueError(
+                f"{name} is dynamic tensor {state}, but tensor_states = {self.config.tensor_states} allows "
+                f"{self.config.tensor_states - 1}"
+            )
+        return {"policy": getattr(self.formats, kind_name), "state": state}
+
+    def _register(self, tensor: Tensor, kind_name: str) -> None:
+        if tensor.state:
+            self.dynamic.append((tensor, self.targets[kind_name]))
+            self.records[tensor.name] = self.map.allocate(f"{tensor.name} (record)", 32, 32)
 
     def _raw(self, name: str, kind: TensorKind, *, rows: int = 1, channels: int) -> RawTensor:
         tensor = self.tensors[name] = self.map.raw(name, kind, rows=rows, channels=channels)
@@ -172,39 +208,50 @@ class TrainingStep:
         return self._raw(name, TensorKind.NORM, channels=channels)
 
     def _place(self) -> None:
-        shapes, formats = self.graph.shapes, self.formats
+        shapes = self.graph.shapes
         activation = TensorKind.ACTIVATION
-        self._tensor("images", activation, formats.activation, shapes["images"])
+        self._tensor("images", activation, "activation", shapes["images"])
         if any(isinstance(stage, GroupStage) and stage.norm and stage.x == "images" for stage in self.stages):
-            self._tensor("d.images", TensorKind.ERROR, formats.error, shapes["images"])
+            self._tensor("d.images", TensorKind.ERROR, "error", shapes["images"])
         for stage in self.stages:
             shape = shapes[stage.name]
             match stage:
                 case ConvStage():
-                    self._tensor(stage.name, activation, formats.preactivation, shape)
+                    self._tensor(stage.name, activation, "preactivation", shape)
                     self._weights(stage.name, stage.node, shapes[stage.x][0])
                 case LinearStage():
                     self._raw(stage.name, TensorKind.OTHER, rows=self.batch, channels=shape[0])
                     self._weights(stage.name, stage.node, shapes[stage.x][0])
                     self._vector_parameter(f"{stage.name}.bias", shape[0])
                 case GroupStage():
-                    self._tensor(stage.name, activation, formats.activation, shape)
+                    self._tensor(stage.name, activation, "activation", shape)
                     if stage.norm is not None:
                         self._norm(stage.norm, shape[0])
                 case PoolStage():
-                    self._tensor(stage.name, activation, formats.activation, shape)
+                    self._tensor(stage.name, activation, "activation", shape)
                     if isinstance(stage.node, MaxPool):
                         index = Policy.between(0.0, 16.0)  # larger ones may have no FP8 pattern
-                        self._tensor(f"{stage.name}.winner", activation, index, shape)
-            self._tensor(f"d.{stage.name}", TensorKind.ERROR, formats.error, shape)
+                        self.tensors[f"{stage.name}.winner"] = self.map.tensor(
+                            f"{stage.name}.winner",
+                            activation,
+                            images=self.batch,
+                            height=shape[1],
+                            width=shape[2],
+                            channels=shape[0],
+                            policy=index,
+                        )
+            self._tensor(f"d.{stage.name}", TensorKind.ERROR, "error", shape)
 
     def _weights(self, name: str, node: Conv | Linear, inputs: int) -> None:
         kernel = node.kernel if isinstance(node, Conv) else 1
         padded = self.encoded(node.x).padded
         shape = {"height": kernel * kernel, "width": padded, "channels": node.outputs}
-        weight = self.map.tensor(f"w.{name}", TensorKind.WEIGHT, **shape, policy=self.formats.weight)
-        gradient = self.map.tensor(f"g.{name}", TensorKind.GRADIENT, **shape, policy=self.formats.gradient)
-        self.tensors[weight.name], self.tensors[gradient.name] = weight, gradient
+        names = (f"w.{name}", TensorKind.WEIGHT, "weight"), (f"g.{name}", TensorKind.GRADIENT, "gradient")
+        for tensor_name, kind, kind_name in names:
+            tensor = self.map.tensor(tensor_name, kind, **shape, **self._format(tensor_name, kind_name))
+            self.tensors[tensor_name] = tensor
+            self._register(tensor, kind_name)
+        weight, gradient = self.encoded(f"w.{name}"), self.encoded(f"g.{name}")
         rows = kernel * kernel * padded
         self.weights[name] = WeightParameter(
             name,
@@ -255,12 +302,15 @@ class TrainingStep:
 
     def address(self, program: Program) -> int:
         """Where a program goes in memory."""
-        for name in ("forward", "inference", "backward", "update"):
+        for name in ("initial", "forward", "inference", "backward", "update"):
             if getattr(self, name) is program:
                 return self.raw(f"program _{name}").address
         raise ValueError("no such program")
 
     def _mark(self, program: Program, layer: str, phase: str, outputs: list[str] | None = None, macs: int = 0) -> None:
+        for tensor in program.open:
+            self._adapt(program, tensor)
+        program.open.clear()
         program.mark(layer, phase, self.map.allocate("counters", MARK_BYTES), macs)
         self._operations[id(program)].append(Operation(layer, phase, macs, outputs or []))
 
@@ -269,6 +319,24 @@ class TrainingStep:
         node = stage.node
         kernel, stride, padding = (node.kernel, node.stride, node.padding) if isinstance(node, Conv) else (1, 1, 0)
         return Convolution(self.batch, channels, height, width, node.outputs, kernel, kernel, stride, padding)
+
+    def _adapt(self, program: Program, tensor: Tensor) -> None:
+        """Let the chip choose how a tensor is stored next time."""
+        targets = next(targets for dynamic, targets in self.dynamic if dynamic is tensor)
+        program.emit(
+            Opcode.ADAPT,
+            reads=[STATISTICS],
+            writes=[STATISTICS],
+            tensor=tensor.state,
+            address=self.records[tensor.name],
+            **{part.name: int(getattr(targets, part.name)) for part in fields(targets)},
+        )
+
+    def _initial(self, program: Program) -> None:
+        for tensor, _ in self.dynamic:
+            policy = tensor.policy
+            program.emit(Opcode.STATE, tensor=tensor.state, scale=policy.scale, lo=policy.lo_bits, hi=policy.hi_bits)
+        self._mark(program, "states", "vector")
 
     def _forward(self, program: Program) -> None:
         self._feed_forward(program, training=True)
@@ -437,7 +505,7 @@ class TrainingStep:
             stored = [target]
 
     def _partial(self, name: str, like: Tensor) -> Tensor:
-        return self._tensor(name, TensorKind.ERROR, like.policy, (like.channels, like.height, like.width))
+        return self._tensor(name, TensorKind.ERROR, "error", (like.channels, like.height, like.width))
 
     def _pool_grad(self, space: Workspace, stage: PoolStage, error: Tensor, mask: Tensor | None, out: Tensor) -> None:
         match stage.node:

@@ -93,6 +93,8 @@ class WeightGradLowering:
         return best[1], best[2]
 
     def lower(self, epilogue: Epilogue) -> None:
+        if self.rounding.fp16:
+            self.program.commit(self.out)  # DRAIN rounds at its scale
         groups = [
             (axis_h, axis_w, taps_r, taps_s)
             for axis_h in self.axes_h

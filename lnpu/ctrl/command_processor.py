@@ -8,6 +8,7 @@ from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, Opcode, Unit, layout_of
 from lnpu.ctrl.counters import COUNTERS, Counters
 from lnpu.ctrl.registers import control_signature
+from lnpu.fgmp.controller import TENSOR_STATE, FgmpController
 from lnpu.formats import TensorKind
 from lnpu.hdl import Block, Sram
 from lnpu.interfaces import Error, command_stream, memory_read_signature, memory_write_signature
@@ -19,7 +20,16 @@ _UNITS = {
     Unit.STORE: (Opcode.STORE, Opcode.STORE_RAW),
     Unit.VECTOR: (Opcode.VECTOR,),
     Unit.DRAIN: (Opcode.DRAIN,),
+    Unit.FGMP: (Opcode.ADAPT, Opcode.STATE, Opcode.COMMIT),
 }
+
+_RESOLVED = {
+    Opcode.LOAD: ("tensor",),
+    Opcode.STORE: ("tensor",),
+    Opcode.DRAIN: ("tensor_a", "tensor_b", "tensor_out"),
+    Opcode.VECTOR: ("tensor_a", "tensor_b"),
+}
+"""Fields with numbers of dynamic tensors."""
 
 
 class CommandProcessor(Block):
@@ -35,6 +45,9 @@ class CommandProcessor(Block):
     idle, prefetched commands have come (and been dropped), and nothing has happened for `CommandProcessor.SETTLE`
     cycles, `control.done` or `control.error` pulses. The code is that of the first error; of errors in one cycle, the
     first of the list of members below. An error that comes after END, but before `done`, counts.
+
+    A command that names dynamic tensors is resolved before it waits: when the FGMP controller is idle, the current
+    states of the tensors are looked up, four cycles each, and added to the fields as `lnpu/ctrl/commands.py` says.
 
     MARK waits for all that too, then writes all counters, 64 bits each, padded with zeros to a multiple of 32 bytes,
     and waits for the acknowledgement. The values are from before its own writes.
@@ -52,21 +65,23 @@ class CommandProcessor(Block):
     fetch : Out(memory_read_signature(config))
         One request a command.
     mark : Out(memory_write_signature(config))
-    load, store, vector, drain : Out(command_stream())
+    load, store, vector, drain, fgmp : Out(command_stream())
         A unit must be ready only while it is idle, whether or not `valid` is set, and stay ready until it takes a
         command.
-    load_busy, store_busy, vector_busy, drain_busy : In(1)
+    load_busy, store_busy, vector_busy, drain_busy, fgmp_busy : In(1)
         Must be set at the latest in the second cycle after the one in which the unit took a command.
     core_command : Out(512); core_valid : Out(config.cores); core_ready : In(config.cores)
         Streams of the cores, which all have the same payload. The cores of a MULTIPLY take it in the same cycle.
     core_busy : In(config.cores)
         As for the units.
-    load_error, store_error, vector_error, drain_error : In(Error)
+    load_error, store_error, vector_error, drain_error, fgmp_error : In(Error)
         `Error.NONE`, or for a cycle the code of an error. At the latest `SETTLE - 3` cycles after the first cycle in
         which `busy` is low.
     core_error : In(ArrayLayout(Error, config.cores))
     vmem_error, read_error, write_error : In(1)
         Pulses, counted as RANGE, READ and WRITE.
+    lookup, lookup_tensor, state
+        Port of the table of FGMP states (`FgmpController`).
     started : Out(1)
         A command starts in this cycle.
     snapshot : Out(1)
@@ -96,6 +111,9 @@ class CommandProcessor(Block):
             "vmem_error": In(1),
             "read_error": In(1),
             "write_error": In(1),
+            "lookup": Out(1),
+            "lookup_tensor": Out(8),
+            "state": In(TENSOR_STATE),
             "started": Out(1),
             "snapshot": Out(1),
             "counter_index": Out(range(len(COUNTERS))),
@@ -209,6 +227,31 @@ class CommandProcessor(Block):
         with m.Elif(control.start):
             m.d.sync += [control.detail.eq(0), control.code.eq(0)]
 
+    def _add_state(self, m: Module, opcode: Signal, turn: Signal, views: dict) -> None:
+        """Add the state that was looked up to the command's fields."""
+        scale = self.state.scale
+        load, store = views[Opcode.LOAD], views[Opcode.STORE]
+        drain, vector = views[Opcode.DRAIN], views[Opcode.VECTOR]
+        with m.Switch(opcode):
+            with m.Case(Opcode.LOAD.value):
+                m.d.sync += load.scale.eq(load.scale + scale)
+            with m.Case(Opcode.STORE.value):
+                m.d.sync += [
+                    store.scale.eq(store.scale + scale),
+                    store.lo.eq(self.state.lo),
+                    store.hi.eq(self.state.hi),
+                ]
+            with m.Case(Opcode.DRAIN.value):
+                with m.If(turn == 2):
+                    m.d.sync += [drain.shift.eq(drain.shift - scale), drain.scale.eq(drain.scale + scale)]
+                with m.Else():
+                    m.d.sync += drain.shift.eq(drain.shift + scale)
+            with m.Case(Opcode.VECTOR.value):
+                with m.If(turn == 0):
+                    m.d.sync += vector.a_shift.eq(vector.a_shift + scale)
+                with m.Else():
+                    m.d.sync += vector.b_shift.eq(vector.b_shift + scale)
+
     def elaborate(self, platform):
         m = Module()
         config, control = self.config, self.control
@@ -260,6 +303,23 @@ class CommandProcessor(Block):
                         m.d.sync += bad_field.eq(0)
             with m.Default():
                 m.d.sync += [bad_opcode.eq(1), bad_field.eq(0)]
+
+        # Dynamic tensors: numbers in the command, one after the other
+        tensor, unresolved = Signal(8), Signal()
+        turn = Signal(range(3), reset_less=True)
+        waited = Signal(range(FgmpController.LOOKUP_LATENCY + 1), reset_less=True)
+        m.d.comb += self.lookup_tensor.eq(tensor)
+        views = {
+            resolved: data.View(layout_of(resolved), command[: layout_of(resolved).size]) for resolved in _RESOLVED
+        }
+        with m.Switch(opcode):
+            for resolved, names in _RESOLVED.items():
+                with m.Case(resolved.value):
+                    m.d.comb += unresolved.eq(Cat(views[resolved][name] for name in names).any())
+                    with m.Switch(turn):
+                        for number_, name in enumerate(names):
+                            with m.Case(number_):
+                                m.d.comb += tensor.eq(views[resolved][name])
 
         # Streams: `valid` is a matter of the state alone
         offer = Signal()
@@ -319,7 +379,29 @@ class CommandProcessor(Block):
                     m.d.comb += failure.eq(Error.LENGTH)
                     m.next = "STOP"
             with m.State("CHECK"):
+                m.d.sync += turn.eq(0)
                 m.next = "WAIT"
+                with m.If(unresolved):
+                    m.next = "RESOLVE"
+            with m.State("RESOLVE"):
+                m.d.sync += waited.eq(0)
+                with m.If(stopping):
+                    m.next = "STOP"
+                with m.Elif(tensor == 0):
+                    m.d.sync += turn.eq(turn + 1)
+                    with m.If(turn == 2):
+                        m.next = "WAIT"
+                with m.Elif(~self.fgmp_busy):
+                    m.d.comb += self.lookup.eq(1)
+                    m.next = "RESOLVE_ADD"
+            with m.State("RESOLVE_ADD"):
+                m.d.sync += waited.eq(waited + 1)
+                with m.If(waited == FgmpController.LOOKUP_LATENCY):
+                    self._add_state(m, opcode, turn, views)
+                    m.d.sync += turn.eq(turn + 1)
+                    m.next = "RESOLVE"
+                    with m.If(turn == 2):
+                        m.next = "WAIT"
             with m.State("WAIT"):
                 with m.If(stopping):
                     m.next = "STOP"

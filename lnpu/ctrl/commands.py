@@ -44,6 +44,7 @@ class Unit(enum.IntEnum):
     STORE = 1
     VECTOR = 2
     DRAIN = 3
+    FGMP = 4  # the dynamic ratio controller
 
 
 class Target(enum.Enum, shape=2):

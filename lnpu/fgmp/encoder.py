@@ -33,7 +33,9 @@ def encoded_word(config: ChipConfig) -> data.StructLayout:
 def encoder_events(config: ChipConfig) -> data.StructLayout:
     """What became of the elements of a beat: how many of each class (they add up to `beat`, or to 0: no beat)."""
     count = unsigned(config.beat.bit_length())
-    return data.StructLayout({"zero": count, "underflow": count, "fp8": count, "fp16": count, "nonfinite": 1})
+    return data.StructLayout(
+        {"zero": count, "underflow": count, "fp8": count, "fp16": count, "nonfinite": 1, "top": 5}
+    )  # fmt: skip
 
 
 class SramFifo(Block):
@@ -231,6 +233,10 @@ class Encoder(Block):
         }.items():
             m.d.sync += self.events[name].eq(Mux(took, _count([condition(q) for q in quantizers]), 0))
         m.d.sync += self.events.nonfinite.eq(took & Cat(q.v[:15] >= F16_INF for q in quantizers).any())
+        tops = [Mux(took & ~q.v[10:15].all(), q.v[10:15], 0) for q in quantizers]
+        while len(tops) > 1:
+            tops = [Mux(a > b, a, b) for a, b in zip(tops[::2], tops[1::2], strict=True)]
+        m.d.sync += self.events.top.eq(tops[0])
 
         # 2: payloads compacted.
         packed_valid = Signal()

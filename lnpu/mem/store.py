@@ -39,6 +39,8 @@ def store_events(config: ChipConfig) -> data.StructLayout:
     - `zero`, `underflow`, `fp8`, `fp16`: elements of a beat that were zero, became zero, or are kept in that precision.
       They add up to 64 for each block: what fills the last block of a line counts as zero.
     - `nonfinite`: an element was infinite or NaN after rounding to FP16.
+    - `top`: the largest exponent field of a finite element of a beat after rounding to FP16, 0 if there is none.
+    - `dynamic`: the tensor that is being stored has an FGMP state.
     - `plain_bits`: bits that a transfer of this `kind` takes in plain FP16: 1024 for a block, 32 for a raw word.
     """
     count = unsigned(config.beat.bit_length())
@@ -49,6 +51,8 @@ def store_events(config: ChipConfig) -> data.StructLayout:
             "fp8": count,
             "fp16": count,
             "nonfinite": 1,
+            "top": 5,
+            "dynamic": 1,
             "plain_bits": 11,
             "kind": 3,
         }
@@ -264,8 +268,10 @@ class StoreUnit(Block):
         )
 
         m.d.comb += [
-            self.events[name].eq(encoder.events[name]) for name in ("zero", "underflow", "fp8", "fp16", "nonfinite")
+            self.events[name].eq(encoder.events[name])
+            for name in ("zero", "underflow", "fp8", "fp16", "nonfinite", "top")
         ]
+        m.d.comb += self.events.dynamic.eq(~is_raw & (store.tensor != 0))
         m.d.comb += self.events.kind.eq(Mux(is_raw, raw.kind, store.kind))
         m.d.sync += self.events.plain_bits.eq(Mux(block_asked, 16 * BLOCK, 0) | Mux(row_loaded & is_raw, 32 * beat, 0))
         return m
