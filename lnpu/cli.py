@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--batch", type=int, default=16, help="images a step")
     train.add_argument("--steps", type=int, default=3, help="training steps")
     train.add_argument("--stem", default="cifar", choices=("cifar", "imagenet"), help="first layers")
-    train.add_argument("--formats", default="fgmp", help="fgmp, fp16 or fp8")
+    train.add_argument("--formats", default="dynamic", help="dynamic, fgmp, fp16 or fp8")
     train.add_argument("--seed", type=int, default=0, help="of parameters and the order of images")
     train.add_argument("--rate", type=float, default=0.05, help="learning rate")
     train.add_argument("--loss-scale", type=float, default=1024.0, help="factor on the loss gradient")

@@ -14,7 +14,7 @@ import golden.network
 from golden.fgmp import CODE_FP8, CODE_FP16, CODE_ZERO, Quantised
 from lnpu.compiler.graph import resnet18
 from lnpu.compiler.layers import Optimiser
-from lnpu.compiler.policies import get_formats
+from lnpu.compiler.policies import TARGETS, get_formats
 from lnpu.compiler.tensor import RawTensor, Tensor
 from lnpu.compiler.traffic import predict_traffic
 from lnpu.compiler.training import TrainingStep
@@ -49,7 +49,7 @@ class Settings:
     stem : str
         "cifar" or "imagenet".
     formats : str
-        "fgmp", "fp16" or "fp8", see `lnpu.compiler.policies`.
+        "dynamic", "fgmp", "fp16" or "fp8", see `lnpu.compiler.policies`.
     seed : int
         Of the parameters and of the order of the images.
     rate, momentum, decay, loss_scale : float
@@ -67,7 +67,7 @@ class Settings:
     batch: int = 16
     steps: int = 3
     stem: str = "cifar"
-    formats: str = "fgmp"
+    formats: str = "dynamic"
     seed: int = 0
     rate: float = 0.05
     momentum: float = 0.9
@@ -162,6 +162,7 @@ def run(
         formats=formats,
         optimiser=Optimiser(settings.rate, settings.momentum, settings.decay, settings.loss_scale),
         memory=settings.memory,
+        targets=TARGETS.get(settings.formats),
     )
     network = golden.network.Network(
         golden.network.resnet18(width=settings.width, classes=classes, stem=settings.stem),
@@ -169,6 +170,7 @@ def run(
         golden.network.Hyperparameters(
             rate=settings.rate, momentum=settings.momentum, decay=settings.decay, loss_scale=settings.loss_scale
         ),
+        TARGETS.get(settings.formats, {}),
     )
     parameters = golden.network.initial_parameters(network.layers, channels, settings.seed)
     state = network.initial_state(parameters)

@@ -115,12 +115,12 @@ def random_statistics(random: Random, targets: Targets, most: int = COUNT_MAX) -
     style = random.random()
     if style < 0.35:  # FP16 in the non-zeros
         share = random.choice((targets.hi_least, targets.hi_most))
-        nonzero = random.randint(1, most) if random.random() < 0.3 else 256 * random.randint(1, most // 256)
+        nonzero = random.randint(1, most) if random.random() < 0.3 else 256 * random.randint(1, max(most // 256, 1))
         fp16 = min(max(nonzero * share // 256 + random.randint(-1, 1), 0), nonzero)
         fp8 = nonzero - fp16
     elif style < 0.7:  # underflows in what was not zero
         share = random.choice((targets.lo_least, targets.lo_most))
-        total = random.randint(1, most) if random.random() < 0.3 else 256 * random.randint(1, most // 256)
+        total = random.randint(1, most) if random.random() < 0.3 else 256 * random.randint(1, max(most // 256, 1))
         under = min(max(total * share // 256 + random.randint(-1, 1), 0), total)
         fp16 = random.randint(0, total - under)
         fp8 = total - under - fp16

@@ -135,7 +135,7 @@ MIXED = (HALF_LO, HALF_HI, 2, 0)
 POLICIES = [MIXED, (0, 0, 0, 0), (0, 0x7BFF, 0, 1), (HALF_LO, HALF_HI, 1, 0), (0x3000, 0x5000, 0, 1)]
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 @cocotb.parametrize(stall=[(0, 0, 0), (0.5, 0, 0), (0, 0.6, 0), (0.3, 0.3, 0.9)])
 async def every_mode(dut, stall):
     """Blocks of all modes back to back, with stalls on either side; statistics add up."""
@@ -160,7 +160,7 @@ async def every_mode(dut, stall):
     assert bench.beats == sent * bench.config.block_beats
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 async def every_count(dut):
     """Every number of non-zeros, with every kind of precision mask: all lengths of the masks."""
     random = rng(12)
@@ -177,7 +177,7 @@ async def every_count(dut):
     await bench.encode(blocks, MIXED)
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 async def lengths_come_first(dut):
     """A block's length is offered before its first word, and no more than a few blocks pass without taking it."""
     random = rng(13)
@@ -212,7 +212,7 @@ MIXES = {  # zeros, FP16 among the others, policy
 }
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 async def throughput(dut):
     """A beat a cycle, or a word a cycle where that binds."""
     random = rng(14)
@@ -232,7 +232,7 @@ async def throughput(dut):
         assert cycles <= max(beats, words) + bench.config.block_beats + 20, name
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 async def latency(dut):
     """The first word comes six cycles after a block's last beat."""
     bench = Bench(dut)

@@ -301,7 +301,7 @@ STALLS = {
 }
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 @cocotb.parametrize(stall=list(STALLS))
 async def random_walks(dut, stall):
     """Random geometries, policies and scales, in every way that pixels and blocks share."""
@@ -315,7 +315,7 @@ async def random_walks(dut, stall):
         await check(bench, command)
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 async def strides_far_apart(dut):
     """Block numbers far beyond 16 bits: large line numbers and counts of blocks."""
     random = rng(22)
@@ -355,7 +355,7 @@ async def strides_far_apart(dut):
         assert bench.totals == totals
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 async def golden_tensor(dut):
     """A tensor of the golden model's layout, written in one command or one a block of the pixel."""
     from golden.memory import TensorLayout
@@ -411,7 +411,7 @@ def expect_raw(bench: Bench, command: dict, image: bytearray) -> None:
             image[at + r * len(row) : at + (r + 1) * len(row)] = row
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 @cocotb.parametrize(stall=list(STALLS))
 async def raw_lines(dut, stall):
     """Lines of rows as they are, with encoded stores between them."""
@@ -448,7 +448,7 @@ async def raw_lines(dut, stall):
     assert not bench.errors
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 async def long_raw_line(dut):
     """A line of more rows than a request can ask for; a row or a word a cycle."""
     random = rng(25)
@@ -510,7 +510,7 @@ def malformed(config: ChipConfig):
     yield "NOP", Command(Opcode.NOP), Error.OPCODE
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 async def malformed_commands(dut):
     """Refused with one pulse of the right error and no access; the next command runs."""
     random = rng(26)
@@ -539,7 +539,7 @@ async def malformed_commands(dut):
 MIXES = {"empty": (1.0, 0.0), "dense fp8": (0.0, 0.0), "dense fp16": (0.0, 1.0), "half zero, 10 % fp16": (0.5, 0.1)}
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=500, timeout_unit="us")
 @cocotb.parametrize(log2=[0, 2])
 async def throughput(dut, log2):
     """A row a cycle, or a word a cycle where that binds (the words of the table among them)."""

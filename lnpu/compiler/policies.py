@@ -1,9 +1,12 @@
-"""Named choices of formats for a training step."""
+"""Named choices of formats for a training step, static and dynamic."""
 
+from typing import Any
+
+from golden.controller import Targets
 from golden.fgmp import FP8_POLICY, FP16_POLICY, Policy
 from lnpu.compiler.training import Formats
 
-__all__ = ["FORMATS", "get_formats"]
+__all__ = ["FORMATS", "TARGETS", "get_formats"]
 
 _FGMP = Formats(
     # Most values in FP8; the largest, which carry the sums, in FP16.
@@ -14,7 +17,46 @@ _FGMP = Formats(
     gradient=FP16_POLICY,
 )
 
+_RANGE: dict[str, Any] = {
+    "adapt_scale": True,
+    "top": 23,
+    "slack": 1,
+}  # the largest element from 128 to 511, at FP8's upper end
+_SHARE: dict[str, Any] = {
+    "adapt_hi": True,
+    "hi_least": 8,
+    "hi_most": 38,
+    "hi_min": 8,
+    "hi_max": 23,
+}  # 3% to 15% of non-zeros in FP16
+_FLUSH: dict[str, Any] = {
+    "adapt_lo": True,
+    "lo_least": 51,
+    "lo_most": 90,
+    "lo_min": 1,
+    "lo_max": 16,
+}  # 20% to 35% of errors to zero
+
+_START = Policy.between(2.0**-6, 64.0, below="fp8")
+
+TARGETS: dict[str, dict[str, Targets]] = {
+    "dynamic": {
+        "activation": Targets(**_RANGE, **_SHARE),
+        "preactivation": Targets(**_RANGE, **_SHARE),
+        "weight": Targets(**_RANGE, **_SHARE),
+        "error": Targets(**_RANGE, **_SHARE, **_FLUSH),
+    }
+}
+"""For formats whose policies the chip adjusts: what it steers the kinds of tensors to."""
+
 FORMATS: dict[str, Formats] = {
+    "dynamic": Formats(
+        activation=_START.with_scale(-5),
+        preactivation=_START.with_scale(-5),
+        error=Policy.between(2.0**-6, 64.0, below="zero", scale=-4),
+        weight=_START.with_scale(-8),
+        gradient=FP16_POLICY,
+    ),
     "fgmp": _FGMP,
     "fp16": Formats(),
     "fp8": Formats(
@@ -25,7 +67,7 @@ FORMATS: dict[str, Formats] = {
         gradient=FP8_POLICY,
     ),
 }
-"""FGMP with fixed thresholds, plain FP16, and FP8 for everything that crosses the bus but FP32 state."""
+"""FGMP with thresholds and scales that the chip adjusts, FGMP with fixed ones, plain FP16, and FP8 throughout."""
 
 
 def get_formats(name: str) -> Formats:

@@ -71,6 +71,8 @@ def predict_traffic(
             case Opcode.MARK:
                 size = -(-8 * len(COUNTERS) // 32) * 32
                 total.write[TensorKind.OTHER] += 8 * size
+            case Opcode.ADAPT:
+                total.write[TensorKind.OTHER] += 256
         total.read[TensorKind.PROGRAM] += 8 * COMMAND_BYTES
     return total
 

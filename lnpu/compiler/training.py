@@ -168,37 +168,39 @@ class TrainingStep:
 
     # Memory.
 
-    def _tensor(self, name: str, kind: TensorKind, kind_name: str, shape: tuple[int, int, int]) -> Tensor:
-        channels, height, width = shape
+    def _encoded(
+        self, name: str, kind: TensorKind, policy: str, images: int, height: int, width: int, channels: int
+    ) -> Tensor:
+        """Place an encoded tensor; `policy` names its kind in `Formats`, which may be dynamic."""
+        last = self.graph.nodes[-1].name
+        state = 0
+        if policy in self.targets and name not in ("images", f"d.{last}"):
+            state = len(self.dynamic) + 1
+            if state >= self.config.tensor_states:
+                raise ValueError(
+                    f"{name} is dynamic tensor {state}, but tensor_states = {self.config.tensor_states} allows "
+                    f"{self.config.tensor_states - 1}"
+                )
         tensor = self.map.tensor(
             name,
             kind,
-            images=self.batch,
+            images=images,
             height=height,
             width=width,
             channels=channels,
-            **self._format(name, kind_name),
+            policy=getattr(self.formats, policy),
+            state=state,
         )
         self.tensors[name] = tensor
-        self._register(tensor, kind_name)
+        if state:
+            self.dynamic.append((tensor, self.targets[policy]))
+            self.records[name] = self.map.allocate(f"{name} (record)", 32, 32)
         return tensor
 
-    def _format(self, name: str, kind_name: str) -> dict[str, Any]:
-        """Policy of a new tensor, and its number if it is dynamic."""
-        host = (self.graph.nodes[-1].name, "images", f"d.{self.graph.nodes[-1].name}")
-        dynamic = kind_name in self.targets and name not in host
-        state = len(self.dynamic) + 1 if dynamic else 0
-        if state >= self.config.tensor_states:
-            raise ValueError(
-                f"{name} is dynamic tensor {state}, but tensor_states = {self.config.tensor_states} allows "
-                f"{self.config.tensor_states - 1}"
-            )
-        return {"policy": getattr(self.formats, kind_name), "state": state}
-
-    def _register(self, tensor: Tensor, kind_name: str) -> None:
-        if tensor.state:
-            self.dynamic.append((tensor, self.targets[kind_name]))
-            self.records[tensor.name] = self.map.allocate(f"{tensor.name} (record)", 32, 32)
+    def _tensor(self, name: str, kind: TensorKind, policy: str, shape: tuple[int, int, int]) -> Tensor:
+        """Place a tensor of this shape for the whole batch."""
+        channels, height, width = shape
+        return self._encoded(name, kind, policy, self.batch, height, width, channels)
 
     def _raw(self, name: str, kind: TensorKind, *, rows: int = 1, channels: int) -> RawTensor:
         tensor = self.tensors[name] = self.map.raw(name, kind, rows=rows, channels=channels)
@@ -245,14 +247,10 @@ class TrainingStep:
     def _weights(self, name: str, node: Conv | Linear, inputs: int) -> None:
         kernel = node.kernel if isinstance(node, Conv) else 1
         padded = self.encoded(node.x).padded
-        shape = {"height": kernel * kernel, "width": padded, "channels": node.outputs}
-        names = (f"w.{name}", TensorKind.WEIGHT, "weight"), (f"g.{name}", TensorKind.GRADIENT, "gradient")
-        for tensor_name, kind, kind_name in names:
-            tensor = self.map.tensor(tensor_name, kind, **shape, **self._format(tensor_name, kind_name))
-            self.tensors[tensor_name] = tensor
-            self._register(tensor, kind_name)
-        weight, gradient = self.encoded(f"w.{name}"), self.encoded(f"g.{name}")
-        rows = kernel * kernel * padded
+        taps = kernel * kernel
+        weight = self._encoded(f"w.{name}", TensorKind.WEIGHT, "weight", 1, taps, padded, node.outputs)
+        gradient = self._encoded(f"g.{name}", TensorKind.GRADIENT, "gradient", 1, taps, padded, node.outputs)
+        rows = taps * padded
         self.weights[name] = WeightParameter(
             name,
             self._raw(f"master.{name}", TensorKind.OPTIMIZER, rows=rows, channels=node.outputs),

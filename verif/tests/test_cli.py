@@ -79,7 +79,7 @@ def test_operation_formats(operands, capsys):
         (["op", "conv2d", "--config", "huge", "--x", "x", "--w", "w", "-o", "out"], "not 'huge'"),
         (["train-step", "--config", "huge"], "configuration must be one of tiny, edge, paper, not 'huge'"),
         (["train-step", "--batch", "0"], "batch must be at least 1, not 0"),
-        (["train-step", "--formats", "fp4"], "formats must be one of fgmp, fp16, fp8, not 'fp4'"),
+        (["train-step", "--formats", "fp4"], "formats must be one of dynamic, fgmp, fp16, fp8, not 'fp4'"),
         (["train-step", "--data", "/nowhere"], "/nowhere"),
         (["verilog", "--config", "huge"], "not 'huge'"),
         (["info", "huge"], "not 'huge'"),
@@ -99,16 +99,17 @@ def test_bad_format(text, operands, capsys):
     assert "--x-format" in capsys.readouterr().err
 
 
-def test_train_step(tmp_path, capsys):
-    """A small training step; what it prints, and the report it leaves."""
-    arguments = ["--width", "4", "--batch", "2", "--steps", "1", "-o", str(tmp_path)]
+@pytest.mark.parametrize("formats", ["dynamic", "fp8"])
+def test_train_step(formats, tmp_path, capsys):
+    """Two small training steps; what they print, and the report they leave."""
+    arguments = ["--width", "4", "--batch", "2", "--steps", "2", "--formats", formats, "-o", str(tmp_path)]
     assert main(["train-step", *arguments]) == 0
     out = capsys.readouterr().out
     assert "0 mismatches" in out and "utilisation" in out and "EMA" in out and "index.html" in out.replace("\n", "")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["mismatches"] == 0 and report["elements"] > 50_000
     assert report["ema_unpredicted_bits"] == 0
-    host = 2 * 8 * 8 + 2 * 10  # images and the loss gradient; every other tensor is an operation's
+    host = 2 * (2 * 8 * 8 + 2 * 10)  # images and the loss gradient; every other tensor is an operation's
     assert sum(op["elements"] for op in report["ops"]) + host == report["elements"]
     assert set(report["ema_bits"]) == {"fgmp", "fp16"}
     assert {op["phase"] for op in report["ops"]} == {"ff", "bp", "wg", "update", "vector"}

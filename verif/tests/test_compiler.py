@@ -184,8 +184,10 @@ class ConvolutionJob:
         assert not changed.size, f"writes outside the results, first at {changed[0]:#x}"
 
 
-def random_shape(rng: np.random.Generator, most_macs: int, channels: tuple[int, ...]) -> Convolution:
-    """Any convolution whose phases have at most `most_macs` multiply-accumulates."""
+def random_shape(
+    rng: np.random.Generator, most_macs: int, channels: tuple[int, ...], most_terms: int = 1 << 16
+) -> Convolution:
+    """Any convolution whose phases have at most `most_macs` multiply-accumulates, and sums of `most_terms`."""
     while True:
         kernel = int(rng.choice([1, 1, 3, 3, 5, 7]))
         width = kernel if rng.random() < 0.6 else int(rng.choice([1, 2, 3, 5, 7]))
@@ -196,7 +198,8 @@ def random_shape(rng: np.random.Generator, most_macs: int, channels: tuple[int, 
             shape = Convolution(n, c, h, w, o, kernel, width, stride, padding)
         except ValueError:
             continue
-        if shape.macs <= most_macs:
+        terms = max(max(c, o) * kernel * width, n * shape.out_height * shape.out_width)
+        if shape.macs <= most_macs and terms <= most_terms:
             return shape
 
 
@@ -204,7 +207,7 @@ def random_job(config: ChipConfig, seed: int, most_macs: int = 200_000, **option
     """A job with random shape, policies, scales and operands; prints what it is."""
     rng = np.random.default_rng(seed)
     channels = (1, 2, 3, 4, 5, 8, 9, 12, 16, 17, 24, 33, 63, 64, 65, 70, 130)
-    shape = random_shape(rng, most_macs, channels)
+    shape = random_shape(rng, most_macs, channels, config.max_terms)
     names = {name: str(rng.choice(list(POLICIES))) for name in ("x", "w", "dy", "y", "dx", "dw")}
     policies = {name: POLICIES[policy].with_scale(int(rng.integers(-3, 4))) for name, policy in names.items()}
     options = {

@@ -1,5 +1,7 @@
 """Vector memory and vector unit."""
 
+import gc
+
 import pytest
 
 from lnpu.config import TINY
@@ -26,3 +28,4 @@ def test_vector_unit(changes, rounds):
 def test_skid_buffer_width():
     with pytest.raises(ValueError, match="width must be at least 1, not 0"):
         SkidBuffer(width=0)
+    gc.collect()  # the object goes while its warning is ignored
