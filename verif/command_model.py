@@ -216,6 +216,7 @@ class CommandModel:
                     rounded = round_sum(
                         psums[psum, lanes], f["shift"], "fp16" if f["fp16"] else "fp32", bool(f["saturate"])
                     )
+                    rounded[np.arange(lanes.start, lanes.stop) >= f["lanes"]] = 0
                     if f["fp16"]:
                         rounded = (decode(FP16, rounded) * 2.0 ** f["scale"]).astype(np.float32)
                     self.vmem[row : row + f["lane_beats"]] = canonical_fp32(rounded).reshape(-1, beat)

@@ -73,7 +73,9 @@ class Model:
                 first = (f["lane_beat"] + beat) * CONFIG.beat
                 results = [
                     expected(psum, f["shift"], f["scale"], f["fp16"], f["saturate"], CONFIG.acc_bits)
-                    for psum in self.sums[f["core"]][row][first : first + CONFIG.beat]
+                    if lane < f["lanes"]
+                    else (0, False)
+                    for lane, psum in enumerate(self.sums[f["core"]][row][first : first + CONFIG.beat], start=first)
                 ]
                 out.writes.append(((address + beat) % (1 << 16), [result[0] for result in results]))
                 out.nonfinite += any(result[1] for result in results)
@@ -187,6 +189,7 @@ def random_command(random: Random) -> Command:
         **{f"count_{loop}": count for loop, count in zip("nhw", counts, strict=True)},
         lane_beat=lane_beat,
         lane_beats=random.randint(1, BEATS - lane_beat),
+        lanes=random.choice((CONFIG.lanes, 255, random.randint(0, CONFIG.lanes))),
         shift=random.choice((0, random.randint(-30, 30), random.randint(-160, 160), random.randint(-2048, 2047))),
         scale=random.randint(-64, 64) * fp16,
         fp16=fp16,
@@ -233,6 +236,7 @@ async def full_rate(dut):
         for lane_beat in range(BEATS - lane_beats + 1):
             command = Command(
                 Opcode.DRAIN, count_n=2, count_h=3, count_w=7, lane_beat=lane_beat, lane_beats=lane_beats, fp16=1,
+                lanes=CONFIG.lanes,
                 psum_w=1, psum_h=1, psum_n=2, vmem=5, vmem_w=lane_beats, vmem_h=7 * lane_beats, vmem_n=21 * lane_beats,
             )  # fmt: skip
             cycles = await bench.run([command])
@@ -245,7 +249,7 @@ async def illegal_fields(dut):
     bench = await testbench(dut, seed=4)
     good = {
         "core": CONFIG.cores - 1, "count_n": 1, "count_h": 2, "count_w": 2, "lane_beat": 0, "lane_beats": BEATS,
-        "fp16": 1, "scale": 0, "psum_w": 1, "psum_h": 2, "vmem_w": 9, "vmem_h": 30, "shift": 3,
+        "lanes": CONFIG.lanes, "fp16": 1, "scale": 0, "psum_w": 1, "psum_h": 2, "vmem_w": 9, "vmem_h": 30, "shift": 3,
     }  # fmt: skip
     variants: list[dict] = [
         {}, {"count_n": 0}, {"count_h": 0}, {"count_w": 0}, {"lane_beats": 0}, {"lane_beat": 1}, {"lane_beat": 63},
@@ -284,6 +288,7 @@ async def ranges(dut):
                 "count_h": 1,
                 "count_w": 1,
                 "lane_beats": BEATS,
+                "lanes": CONFIG.lanes,
                 "fp16": 1,
                 "vmem": 65530,
                 "vmem_w": 3,
@@ -303,6 +308,6 @@ async def any_bits(dut):
         for name in ("count_n", "count_h", "count_w"):
             fields[name] &= 3
         if index % 2:  # otherwise hardly any is legal
-            fields |= {"core": 0, "scale": 0, "lane_beat": 0, "lane_beats": BEATS}
+            fields |= {"core": 0, "scale": 0, "lane_beat": 0, "lane_beats": BEATS, "lanes": CONFIG.lanes}
         commands.append(Command(Opcode.DRAIN, **fields))
     await bench.run(commands)

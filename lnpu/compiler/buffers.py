@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lnpu.compiler.program import Region
 from lnpu.config import BLOCK
 
-__all__ = ["PageCache", "block_parts", "page_regions", "power_of_two", "psum_regions"]
+__all__ = ["PageCache", "block_parts", "page_regions", "power_of_two", "psum_regions", "real_lanes"]
 
 
 class PageCache:
@@ -37,6 +37,11 @@ def power_of_two(count: int) -> int:
 def page_regions(buffer: str, cores: int, page: int) -> list[Region]:
     """A page of the "sparse" or "dense" buffers of these cores."""
     return [Region(f"{buffer} {core}", page, page + 1) for core in range(16) if cores >> core & 1]
+
+
+def real_lanes(channels: int, lanes: int) -> int:
+    """How many of `lanes` lanes are among the `channels` channels that are left; the others are padding."""
+    return max(0, min(lanes, channels))
 
 
 def psum_regions(cores: int, start: int, rows: int) -> list[Region]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from lnpu.compiler.buffers import PageCache, block_parts, page_regions, power_of_two, psum_regions
+from lnpu.compiler.buffers import PageCache, block_parts, page_regions, power_of_two, psum_regions, real_lanes
 from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cut
 from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
@@ -221,9 +221,7 @@ class DirectLowering:
                     sparse_page, geometry = self._load_sparse(
                         mask, box, lines, pixels, k, depth, axis_h, axis_w, taps_r, taps_s
                     )
-                    real = {  # lanes that are channels of the tensor, not padding
-                        o: max(0, min(lanes[o], self.out.channels - channel - o * config.lanes)) for o in active
-                    }
+                    real = {o: real_lanes(self.out.channels - channel - o * config.lanes, lanes[o]) for o in active}
                     for count, page in sorted({(real[o], dense_pages[o]) for o in active}):
                         cores = self._mask([m], [o for o in active if (real[o], dense_pages[o]) == (count, page)])
                         self._multiply(
@@ -495,6 +493,7 @@ class DirectLowering:
             count_h=lines,
             count_w=pixels,
             lane_beats=count_rows,
+            lanes=real_lanes(self.out.channels - channel, lanes),
             shift=self.source.scale + self.weight.scale - scale,
             scale=scale if self.rounding.fp16 else 0,
             tensor_a=self.source.state,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from lnpu.compiler.buffers import PageCache, block_parts, page_regions, power_of_two, psum_regions
+from lnpu.compiler.buffers import PageCache, block_parts, page_regions, power_of_two, psum_regions, real_lanes
 from lnpu.compiler.geometry import Axis, Box, Convolution, Plan, Taps, all_taps, boxes_of, cut, forward_axes
 from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
@@ -141,6 +141,7 @@ class WeightGradLowering:
                             per_pixel,
                             places[m],
                             psum,
+                            real_lanes(self.dy.channels - lane - o * config.lanes, count),
                         )
         for m, ((_, _, taps_r, taps_s), channel) in enumerate(jobs):
             channels = min(self.channels, self.x.padded - channel)
@@ -181,7 +182,10 @@ class WeightGradLowering:
                     for line in range(box.lines):
                         window |= ((1 << box.pixels) - 1) << (n * tall * wide + line * wide)
                 kinds = {  # lanes that are channels of the tensor, and page
-                    o: (max(0, min(lanes[o], self.dy.channels - lane - o * config.lanes)), pages[(tall, wide), o])
+                    o: (
+                        real_lanes(self.dy.channels - lane - o * config.lanes, lanes[o]),
+                        pages[(tall, wide), o],
+                    )
                     for o in active
                 }
                 for count, page in sorted(set(kinds.values())):
@@ -303,7 +307,9 @@ class WeightGradLowering:
                 )
         return page
 
-    def _drain(self, core: int, vmem: int, count: int, lanes: int, per_pixel: int, place: int, psum: int) -> None:
+    def _drain(
+        self, core: int, vmem: int, count: int, lanes: int, per_pixel: int, place: int, psum: int, real: int
+    ) -> None:
         scale, tensor_out = self.rounding.of(self.out)
         self.program.emit(
             Opcode.DRAIN,
@@ -314,6 +320,7 @@ class WeightGradLowering:
             count_h=1,
             count_w=count,
             lane_beats=lanes // self.config.beat,
+            lanes=real,
             shift=self.x.scale + self.dy.scale - scale,
             scale=scale if self.rounding.fp16 else 0,
             tensor_a=self.x.state,

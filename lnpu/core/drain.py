@@ -1,6 +1,6 @@
 """Unit that rounds the cores' exact partial sums into the vector memory."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out
 
@@ -43,8 +43,10 @@ class Drain(Block):
         a scale beyond -64 to 64, or other than 0 for FP32); RANGE for every partial-sum row outside the store, which is
         skipped. NONE otherwise.
     psum_request : Out(stream.Signature(data.StructLayout({"core": 4, "row": 12})))
+    psum_hold : Out(1)
+        The row on `psum` is needed in the next cycle too.
     psum : In(data.ArrayLayout(psum_layout(config.acc_bits), config.lanes))
-        The row of the last handshake on `psum_request`, from the cycle after it until the cycle of the next one.
+        The row of the last handshake on `psum_request`, from the cycle after it for as long as `psum_hold`.
     write : Out(stream.Signature(vmem_write(config)))
     nonfinite : Out(1)
         For one cycle, while busy: a result is infinite or NaN.
@@ -83,7 +85,7 @@ class Drain(Block):
         m.d.comb += [
             last_beat.eq(beats_left == 0),
             row_done.eq(~present | (enable & last_beat)),
-            self.psum_hold.eq(present),
+            self.psum_hold.eq(present & ~(enable & last_beat)),
         ]
 
         # The walk over (n, h, w).
@@ -157,10 +159,13 @@ class Drain(Block):
         row = Value.cast(self.psum)
         beat_bits = config.beat * psum_bits
         selected = Signal(beat_bits, reset_less=True)
+        # Zero weights times infinity would make NaN of padding.
+        lane = Cat(Const(0, config.beat.bit_length() - 1), lane_beat)
+        kept = Cat((lane + i < command.lanes).replicate(psum_bits) for i in range(config.beat))
         with m.If(enable), m.Switch(lane_beat):
             for i in range(config.lanes // config.beat):
                 with m.Case(i):
-                    m.d.sync += selected.eq(row[i * beat_bits : (i + 1) * beat_bits])
+                    m.d.sync += selected.eq(row[i * beat_bits : (i + 1) * beat_bits] & kept)
         with m.If(enable):
             m.d.sync += [
                 Cat(valid).eq(Cat(present, valid[:-1])),

@@ -178,6 +178,7 @@ _FIELDS: dict[Opcode, dict] = {
         "count_w": 10,
         "lane_beat": 6,  # first beat of lanes
         "lane_beats": 6,
+        "lanes": 8,  # lanes from this one on are padding, written as +0
         "shift": signed(12),  # rounded is the sum times 2^shift ...
         "scale": signed(8),  # ... and what is written is that times 2^scale
         "fp16": 1,  # round to FP16, else to FP32
