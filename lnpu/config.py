@@ -133,14 +133,16 @@ class ChipConfig:
 
     @property
     def sram_bytes(self) -> float:
-        """On-chip SRAM: buffers and partial sums of the cores, vector memory, exact accumulators."""
+        """On-chip SRAM: buffers and partial sums of the cores, vector memory, exact accumulators, FGMP states."""
         element, psum = 16 + 2, self.acc_bits + 3
         core = (
             2 * self.rows * self.depth * element
             + 2 * self.dense_rows * self.lanes * 16
             + self.psum_rows * self.lanes * psum
         )
-        return (self.cores * core + self.vmem_rows * self.beat * 32 + self.sum_rows * self.beat * psum) / 8
+        states = 2 * 38 * self.tensor_states
+        vector = self.vmem_rows * self.beat * 32 + self.sum_rows * self.beat * psum
+        return (self.cores * core + vector + states) / 8
 
     @property
     def block_beats(self) -> int:

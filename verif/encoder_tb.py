@@ -45,6 +45,12 @@ def make_block(random: np.random.Generator, zeros: float, wide: float) -> np.nda
     return np.where(random.random(BLOCK) < zeros, random.integers(0, 2, BLOCK) << 15, v).astype(np.uint16)
 
 
+def sum_of_tops(v: np.ndarray, beat: int) -> int:
+    """Sum over the beats of the largest exponent field of a finite element."""
+    exponents = v >> 10 & 31
+    return int(np.where(exponents == 31, 0, exponents).reshape(-1, beat).max(1).sum(dtype=np.int64))
+
+
 def mixture(random: np.random.Generator, blocks: int) -> list[np.ndarray]:
     """Blocks of every mode in random order, among them all-zero, all-dense and raw random patterns."""
     made = []
@@ -156,6 +162,7 @@ async def every_mode(dut, stall):
         sums["fp16"] += int((codes == 3).sum())
         nonfinite = ((v & 0x7FFF) >= 0x7C00).reshape(-1, bench.config.beat).any(1)
         sums["nonfinite"] += int(nonfinite.sum())
+        sums["top"] += sum_of_tops(v, bench.config.beat)
     assert bench.totals == sums
     assert bench.beats == sent * bench.config.block_beats
 

@@ -15,12 +15,12 @@ from lnpu.ctrl.commands import Command, Opcode
 from lnpu.interfaces import Error
 from lnpu.mem.store import store_events
 from verif.agents import Source, start, unpack
-from verif.encoder_tb import HALF_HI, HALF_LO, encode_block
+from verif.encoder_tb import HALF_HI, HALF_LO, encode_block, sum_of_tops
 from verif.quantizer_tb import ABOVE, BELOW, reference
 from verif.runner import parameters, rng
 
 PERIOD = 10
-WINDOW = 1 << 20
+WINDOW = 1 << 21
 CLASSES = ("zero", "underflow", "fp8", "fp16")
 
 
@@ -39,6 +39,7 @@ class Totals:
 
     counts: dict = field(default_factory=lambda: dict.fromkeys(CLASSES, 0))
     nonfinite: int = 0
+    top: int = 0
     plain_bits: dict = field(default_factory=dict)
 
 
@@ -60,6 +61,7 @@ class Bench:
         self.errors: list[int] = []
         self.reads = self.words = 0
         self.totals = Totals()
+        self.dynamic = False
         self.edge = RisingEdge(dut.clk)
 
     async def begin(self) -> None:
@@ -141,7 +143,9 @@ class Bench:
             event = unpack(layout, int(dut.events.value))
             for name in CLASSES:
                 self.totals.counts[name] += event[name]
+            assert event["dynamic"] == self.dynamic or not busy
             self.totals.nonfinite += event["nonfinite"]
+            self.totals.top += event["top"]
             if event["plain_bits"]:
                 assert busy
                 bits = self.totals.plain_bits
@@ -149,6 +153,7 @@ class Bench:
 
     async def run(self, command: Command, timeout: int = 60_000) -> int:
         """Run a command to its end; returns the cycles that the unit was busy."""
+        self.dynamic = command.opcode == Opcode.STORE and command.fields.get("tensor", 0) != 0
         await self.commands.put(int.from_bytes(command.encode(), "little"))
         begin = get_sim_time("ns")
         await self.edge
@@ -205,6 +210,7 @@ def expect_store(bench: Bench, command: dict, image: bytearray, totals: Totals) 
         totals.counts["fp8"] += int((codes == 2).sum())
         totals.counts["fp16"] += int((codes == 3).sum())
         totals.nonfinite += int(((v & 0x7FFF) >= 0x7C00).reshape(-1, bench.config.beat).any(1).sum())
+        totals.top += sum_of_tops(v, bench.config.beat)
         totals.plain_bits[command["kind"]] = totals.plain_bits.get(command["kind"], 0) + 16 * BLOCK
     return written
 
@@ -244,6 +250,7 @@ def random_store(bench: Bench, random: np.random.Generator, log2: int | None = N
         "slots": bench.base + 32 * pick(0, 64),
         "table": bench.base + WINDOW - 16384 + 32 * pick(0, 64),
         "kind": pick(0, 8),
+        "tensor": pick(0, 2) * pick(1, 256),
         "line": pick(0, 9),
         "line_n": pick(0, 7),
         "line_i": pick(0, 7),
@@ -356,6 +363,29 @@ async def strides_far_apart(dut):
 
 
 @cocotb.test(timeout_time=500, timeout_unit="us")
+async def table_words_far_apart(dut):
+    """Lengths whose places in the table differ in high address bits only."""
+    random = rng(28)
+    bench = Bench(dut, seed=8)
+    await bench.begin()
+    fill(bench, random)
+    for log2 in range(5, 14):
+        command = random_store(bench, random, 0) | {
+            "table": bench.base + WINDOW - 16384,
+            "n_count": 1,
+            "i_count": 2,
+            "j_count": 1,
+            "line": 0,
+            "line_i": 1,
+            "pixel": 0,
+            "line_blocks": 1 << log2,
+            "pixel_blocks": 1,
+            "pixel_block": 0,
+        }
+        await check(bench, command)
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
 async def golden_tensor(dut):
     """A tensor of the golden model's layout, written in one command or one a block of the pixel."""
     from golden.memory import TensorLayout
@@ -450,18 +480,26 @@ async def raw_lines(dut, stall):
 
 @cocotb.test(timeout_time=500, timeout_unit="us")
 async def long_raw_line(dut):
-    """A line of more rows than a request can ask for; a row or a word a cycle."""
+    """Lines of more rows than a request asks for; a row or a word a cycle."""
     random = rng(25)
     bench = Bench(dut, seed=5)
     await bench.begin()
     fill(bench, random)
-    rows = 4096 + 300
-    command = {"address": bench.base, "line_count": 1, "line_rows": rows, "vmem": 100}
+    rows = 1024 + 300
+    pitch = rows * 4 * bench.config.beat
+    command = {
+        "address": bench.base,
+        "line_count": 2,
+        "line_rows": rows,
+        "vmem": 100,
+        "vmem_line": 5000,
+        "pitch": pitch,
+    }
     expected = bytearray(bench.image)
-    expect_raw(bench, command | {"pitch": 0, "vmem_line": 0}, expected)
+    expect_raw(bench, command, expected)
     cycles = await bench.run(Command(Opcode.STORE_RAW, **command))
     assert bench.image == expected
-    words = rows * bench.config.beat * 32 // bench.config.axi_bits
+    words = 2 * rows * bench.config.beat * 32 // bench.config.axi_bits
     print(f"throughput {bench.config.beat}x{bench.config.axi_bits} raw: {words / cycles:.3f} words/cycle")
     assert cycles <= words + 40
 

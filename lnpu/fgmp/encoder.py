@@ -31,7 +31,10 @@ def encoded_word(config: ChipConfig) -> data.StructLayout:
 
 
 def encoder_events(config: ChipConfig) -> data.StructLayout:
-    """What became of the elements of a beat: how many of each class (they add up to `beat`, or to 0: no beat)."""
+    """What became of the elements of a beat: how many of each class (they add up to `beat`, or to 0: no beat).
+
+    `nonfinite`: one of them was infinite or NaN; `top`: the largest FP16 exponent field of the others.
+    """
     count = unsigned(config.beat.bit_length())
     return data.StructLayout(
         {"zero": count, "underflow": count, "fp8": count, "fp16": count, "nonfinite": 1, "top": 5}
@@ -65,7 +68,7 @@ class SramFifo(Block):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.words = words = Sram(depth=self.depth, width=self.width)
+        m.submodules.memory = words = Sram(depth=self.depth, width=self.width)
         level = Signal(range(self.depth + 1))
         at, to = Signal(range(self.depth)), Signal(range(self.depth))
         valid, push, pull = Signal(), Signal(), Signal()
@@ -235,7 +238,9 @@ class Encoder(Block):
         m.d.sync += self.events.nonfinite.eq(took & Cat(q.v[:15] >= F16_INF for q in quantizers).any())
         tops = [Mux(took & ~q.v[10:15].all(), q.v[10:15], 0) for q in quantizers]
         while len(tops) > 1:
-            tops = [Mux(a > b, a, b) for a, b in zip(tops[::2], tops[1::2], strict=True)]
+            larger = [Signal(5, name=f"top{len(tops)}_{k}") for k in range(len(tops) // 2)]
+            m.d.comb += [top.eq(Mux(a > b, a, b)) for top, a, b in zip(larger, tops[::2], tops[1::2], strict=True)]
+            tops = larger
         m.d.sync += self.events.top.eq(tops[0])
 
         # 2: payloads compacted.
@@ -282,9 +287,10 @@ class Encoder(Block):
         line, rest = Signal(8 * line_bytes), Signal(8 * line_bytes)
         for b in range(line_bytes):
             byte = rotated[8 * b : 8 * b + 8]
+            before = b < fill if b < line_bytes - 1 else Const(0)  # the byte belongs to the next line
             m.d.comb += [
-                line[8 * b : 8 * b + 8].eq(Mux(flush, 0, tail[8 * b : 8 * b + 8]) | Mux(b >= fill, byte, 0)),
-                rest[8 * b : 8 * b + 8].eq(Mux(b < fill, byte, 0)),
+                line[8 * b : 8 * b + 8].eq(Mux(flush, 0, tail[8 * b : 8 * b + 8]) | Mux(before, 0, byte)),
+                rest[8 * b : 8 * b + 8].eq(Mux(before, byte, 0)),
             ]
         full, over = Signal(), Signal()
         m.d.comb += [
@@ -397,6 +403,7 @@ class Encoder(Block):
         advance, emit = Signal(), Signal()
         k = Signal(5)
         word_bits = ceil_log2(word_bytes)
+        most_header = 1 + BLOCK // 8 + BLOCK // 8  # bytes: header and both masks
         skip, turn = Signal(2), Signal(word_bits)
         place_in_payload = Signal(6)
         payload_words = Signal(5)
@@ -407,7 +414,7 @@ class Encoder(Block):
             skip.eq(head.size >> word_bits),
             payload_words.eq((head.payload + (word_bytes - 1)) >> word_bits),
             place_in_payload.eq(k - skip),
-            wants.eq((k >= skip) & (place_in_payload < payload_words)),
+            wants.eq(((k >= skip) if most_header >> word_bits else 1) & (place_in_payload < payload_words)),
             final.eq(k == ((head.length - 1) >> (word_bits - 3))),
             advance.eq(~self.o.valid | self.o.ready),
             emit.eq(advance & metas.o.valid & (lines.o.valid | ~wants)),
@@ -447,7 +454,8 @@ class Encoder(Block):
             head_byte = 0
             for n, header_word in enumerate(header_words):
                 head_byte = Mux(k == n, header_word[at], head_byte)
-            m.d.comb += composed[at].eq(Mux(b >= turn, turned[at], before[at]) | head_byte)
+            here = b >= turn if b < word_bytes - 1 else Const(1)
+            m.d.comb += composed[at].eq(Mux(here, turned[at], before[at]) | head_byte)
         with m.If(advance):
             m.d.sync += self.o.valid.eq(emit)
         with m.If(emit):

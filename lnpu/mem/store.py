@@ -21,7 +21,7 @@ from lnpu.mem.fifo import RegisterFifo
 __all__ = ["StoreUnit", "store_events"]
 
 MAX_SCALE = 64
-RAW_ROWS = 4096
+RAW_ROWS = 1024
 """Rows in a memory request of STORE_RAW at most (`words` of a request has 16 bits)."""
 
 
@@ -217,13 +217,13 @@ class StoreUnit(Block):
         ]
 
         # Words to memory: `jobs` says what to send for the requests that were taken.
-        jobs = place(m, "jobs", RegisterFifo(shape=data.StructLayout({"job": Job, "rows": 13}), depth=4))
+        jobs = place(m, "jobs", RegisterFifo(shape=data.StructLayout({"job": Job, "rows": 11}), depth=4))
         table_word = Signal(data.StructLayout({"data": config.axi_bits, "strobe": word_bytes}), reset_less=True)
         table_waits = Signal()
         port = self.memory.data
         job = jobs.o.payload
         part = Signal(range(max(row_words, 2)))
-        rows_sent = Signal(13)
+        rows_sent = Signal(11)
         raw_taken = Signal()
         sent = Signal()
         m.d.comb += [
@@ -234,7 +234,8 @@ class StoreUnit(Block):
         units = word_bytes // 8
         used = encoder.o.payload.length[: (units - 1).bit_length()]  # of the last word; 0: all
         unit_written = [
-            ~encoder.o.payload.last | (used == 0) | (used > unit) if unit else Const(1) for unit in range(units)
+            ~encoder.o.payload.last | (used == 0) | ((used > unit) if unit < units - 1 else 0) if unit else Const(1)
+            for unit in range(units)
         ]
         block_strobe = Cat(one.replicate(8) for one in unit_written)
         with m.If(jobs.o.valid), m.Switch(job.job):
@@ -431,7 +432,7 @@ class StoreUnit(Block):
         # Raw lines.
         raw_line, raw_address = Signal(address_bits, reset_less=True), Signal(address_bits, reset_less=True)
         raw_rows, raw_lines = Signal(16, reset_less=True), Signal(16, reset_less=True)
-        chunk = Signal(13)
+        chunk = Signal(11)
         m.d.comb += chunk.eq(Mux(raw_rows > RAW_ROWS, RAW_ROWS, raw_rows))
 
         request = self.memory.request

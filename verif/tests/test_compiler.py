@@ -1,6 +1,7 @@
 """The compiler on the executable specification of the commands (no RTL): every element and code against golden."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,6 +172,8 @@ class ConvolutionJob:
             name, sums, scale = self.sums(phase)
             tensor, policy = self.tensors[name], self.policies[name]
             bits, codes, _ = quantize(round_sum(sums, scale - policy.scale, "fp16", self.saturate), policy)
+            padding = host.read(replace(tensor, channels=tensor.padded)).bits[:, tensor.channels :]
+            assert not padding.any(), f"{phase}: padding of {name} is not zero"
             if phase == "wg":
                 got = host.read_weight(tensor, self.weight_shape)
                 assert not host.read(tensor).bits[:, :, :, self.shape.channels :].any(), "padding of dw"
