@@ -146,6 +146,10 @@ class Network:
             raise ValueError("names of layers must be unique")
         if not self.layers or self.layers[-1].op != "linear":
             raise ValueError("the last layer must be linear")
+        for layer in self.layers:
+            users = [user.name for user in self._uses(layer.inputs[0])]
+            if layer.op == "batch_norm" and len(users) > 1:
+                raise ValueError(f"the input of {layer.name} must have no other use, not {', '.join(users)}")
         self._groups = self._find_groups()
 
     def _uses(self, name: str) -> list[Layer]:
