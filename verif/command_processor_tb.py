@@ -12,6 +12,7 @@ from lnpu.config import ChipConfig
 from lnpu.ctrl.command_processor import CommandProcessor
 from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Unit, layout_of
 from lnpu.ctrl.counters import COUNTERS
+from lnpu.fgmp.controller import TENSOR_STATE, FgmpController
 from lnpu.interfaces import Error, memory_read_signature, memory_write_signature
 from verif.agents import pack, start, unpack
 from verif.runner import parameters, rng
@@ -35,11 +36,73 @@ UNIT_OF = {
     Opcode.STORE_RAW: Unit.STORE,
     Opcode.VECTOR: Unit.VECTOR,
     Opcode.DRAIN: Unit.DRAIN,
+    Opcode.ADAPT: Unit.FGMP,
+    Opcode.STATE: Unit.FGMP,
+    Opcode.COMMIT: Unit.FGMP,
 }
-UNITS = ("load", "store", "vector", "drain")
+UNITS = ("load", "store", "vector", "drain", "fgmp")
+N = len(UNITS)  # of units and cores in one list, the units are the first ones
+TENSORS = {
+    Opcode.LOAD: ("tensor",),
+    Opcode.STORE: ("tensor",),
+    Opcode.DRAIN: ("tensor_a", "tensor_b", "tensor_out"),
+    Opcode.VECTOR: ("tensor_a", "tensor_b"),
+}
+ANSWER_CYCLES = 2  # in which `state` is right; the controller would hold it longer
 SOURCES = (*UNITS, *(f"core{i}" for i in range(CORES)), "vmem", "read", "write")
 FIXED = {"vmem": Error.RANGE, "read": Error.READ, "write": Error.WRITE}
 MARK_BYTES = (8 * len(COUNTERS) + 31) // 32 * 32
+
+
+class Table:
+    """Current and next FGMP states (scale, lo, hi) of the tensors."""
+
+    def __init__(self, random: Random) -> None:
+        self.current = {tensor: random_state(random) for tensor in range(1, CONFIG.tensor_states)}
+        self.next = {tensor: random_state(random) for tensor in range(1, CONFIG.tensor_states)}
+
+    def copy(self) -> "Table":
+        """A table with the same states."""
+        other = Table.__new__(Table)
+        other.current, other.next = dict(self.current), dict(self.next)
+        return other
+
+    def look_up(self, tensor: int) -> tuple[int, int, int]:
+        """Current state; zeros for a tensor that is not in the table."""
+        return self.current.get(tensor, (0, 0, 0))
+
+    def run(self, command: Command, adapted: tuple[int, int, int]) -> None:
+        """ADAPT (whose result is `adapted`), STATE or COMMIT."""
+        fields = command.fields
+        tensor = fields["tensor"]
+        if tensor not in self.current:
+            return
+        if command.opcode is Opcode.ADAPT:
+            self.next[tensor] = adapted
+        elif command.opcode is Opcode.STATE:
+            self.current[tensor] = self.next[tensor] = fields["scale"], fields["lo"], fields["hi"]
+        elif fields["frozen"]:
+            self.next[tensor] = self.current[tensor]
+        else:
+            self.current[tensor] = self.next[tensor]
+
+    def resolve(self, command: Command) -> Command:
+        """The command as its unit gets it."""
+        fields = dict(command.fields)
+        scale = {name: self.look_up(fields[name])[0] for name in TENSORS.get(command.opcode, ())}
+        match command.opcode:
+            case Opcode.LOAD:
+                fields["scale"] += scale["tensor"]
+            case Opcode.STORE if fields["tensor"]:
+                fields["scale"] += scale["tensor"]
+                _, fields["lo"], fields["hi"] = self.look_up(fields["tensor"])
+            case Opcode.DRAIN:
+                fields["shift"] += scale["tensor_a"] + scale["tensor_b"] - scale["tensor_out"]
+                fields["scale"] += scale["tensor_out"]
+            case Opcode.VECTOR:
+                fields["a_shift"] += scale["tensor_a"]
+                fields["b_shift"] += scale["tensor_b"]
+        return Command(command.opcode, **fields)
 
 
 class Outcome:
@@ -61,6 +124,8 @@ class Chip:
 
     Checked in every cycle: a unit gets just its own commands, in the order of the program and whole; it is offered one
     only when it is ready; what the command waits for is idle then; nothing starts after the end or much after an error;
+    its dynamic tensors, just these, are looked up before, while the FGMP unit is idle, and resolved as by the FGMP
+    commands before it in the program (each changes the table that is looked up at the end of its job only);
     fetches are contiguous, inside the program, and not too far ahead; nothing is left when the program has ended.
     """
 
@@ -75,18 +140,21 @@ class Chip:
         self.marks: dict[int, bytes] = {}
         self.counters = [0] * len(COUNTERS)
         self.errors_at: dict[int, dict[str, Error]] = {}  # cycle of the program -> source -> code
-        self.error_after: dict[int, tuple[int, Error]] = {}  # command -> (cycles after its unit's busy fell, code)
+        self.error_after: dict[
+            int, tuple[int, Error]
+        ] = {}  # command -> (cycles after its unit's busy fell, code); -1: last busy one
         self.abort_at: int | None = None
         self.time = 0
+        self.table = Table(self.random)  # that is looked up
         self.program: list[bytes] = []
         self.base = 0
         self.outcome: Outcome | None = None
         self._edge = RisingEdge(dut.clk)
         # Units, then cores: cycles left of the job, cycles until it shows as busy, command of the job
-        self._left = [0] * (4 + CORES)
-        self._hidden = [0] * (4 + CORES)
-        self._job = [0] * (4 + CORES)
-        self._ready = [True] * (4 + CORES)
+        self._left = [0] * (N + CORES)
+        self._hidden = [0] * (N + CORES)
+        self._job = [0] * (N + CORES)
+        self._ready = [True] * (N + CORES)
         for name in ("start", "abort", "program", "length"):
             getattr(dut, f"control__{name}").value = 0
         for unit in UNITS:
@@ -96,6 +164,7 @@ class Chip:
         for name in ("core_busy", "core_error", "vmem_error", "read_error", "write_error", "counter_value"):
             getattr(dut, name).value = 0
         dut.core_ready.value = (1 << CORES) - 1
+        dut.state.value = self.random.getrandbits(TENSOR_STATE.size)
         dut.fetch__request__ready.value = 0
         dut.fetch__response__valid.value = 0
         dut.mark__request__ready.value = 0
@@ -150,19 +219,28 @@ class Chip:
         self._late: list[tuple[int, int, Error]] = []  # time, unit or core, code
         self.snapshots = 0
         self._index_before = None
+        self.lookups: list[int] = []  # tensors, for the command that starts next
+        self._answers: dict[int, tuple[int, int, int] | None] = {}  # time -> what `state` becomes, None: garbage
+        self._ordered = self.table.copy()  # as if every command were done when it starts
+        self._adapted = (0, 0, 0)
 
     def busy(self, which: int) -> bool:
-        """Whether a unit (0 to 3) or core (4 and up) has a job."""
+        """Whether a unit (0 to N - 1) or core (N and up) has a job."""
         return self._left[which] > 0
 
     def _cycle(self) -> bool:
         """Everything of one clock edge; true when the program has ended."""
         dut = self.dut
         assert int(dut.control__busy.value) == 1
+        self._look_up()
         if int(dut.started.value):
             self.started.append(self.time)
             self.started_at += 1
             assert self._stop_after is None or self.time <= self._stop_after, "started after an error"
+            command = Command.decode(self.program[self.started_at])
+            tensors = [command.fields[name] for name in TENSORS.get(command.opcode, ())]
+            assert self.lookups == [tensor for tensor in tensors if tensor], "looked up too much or too little"
+            self.lookups = []
         self._streams()
         self._jobs()
         self._fetch()
@@ -182,6 +260,23 @@ class Chip:
             return True
         return False
 
+    def _look_up(self) -> None:
+        dut = self.dut
+        if int(dut.lookup.value):
+            assert not self.busy(Unit.FGMP), "looked up while the FGMP unit is busy"
+            assert self._stop_after is None or self.time <= self._stop_after, "looked up after an error"
+            tensor = int(dut.lookup_tensor.value)
+            self.lookups.append(tensor)
+            # What is set now is there in the next cycle.
+            first = self.time + FgmpController.LOOKUP_LATENCY - 1
+            self._answers = {self.time: None, first: self.table.look_up(tensor), first + ANSWER_CYCLES: None}
+        if self.time in self._answers:
+            answer = self._answers[self.time]
+            if answer is None:
+                dut.state.value = self.random.getrandbits(TENSOR_STATE.size)
+            else:
+                dut.state.value = pack(TENSOR_STATE, dict(zip(("scale", "lo", "hi"), answer, strict=True)))
+
     def _streams(self) -> None:
         dut = self.dut
         valid = [int(getattr(dut, f"{unit}__valid").value) for unit in UNITS]
@@ -194,13 +289,17 @@ class Chip:
         assert int(dut.started.value), "taken without being counted"
         command = Command.decode(self.program[number])
         if command.opcode is Opcode.MULTIPLY:
-            expected = [0] * 4 + [command.fields["cores"] >> core & 1 for core in range(CORES)]
+            expected = [0] * N + [command.fields["cores"] >> core & 1 for core in range(CORES)]
             payload = int(dut.core_command.value)
         else:
-            expected = [int(UNIT_OF.get(command.opcode) == i) for i in range(4)] + [0] * CORES
+            expected = [int(UNIT_OF.get(command.opcode) == i) for i in range(N)] + [0] * CORES
             payload = int(getattr(dut, f"{UNITS[UNIT_OF[command.opcode]]}__payload").value)
         assert valid == expected, f"command {number}: {command.opcode}"
-        assert payload == int.from_bytes(self.program[number], "little")
+        resolved = self._ordered.resolve(command)
+        assert payload == int.from_bytes(resolved.encode(), "little"), f"command {number}: not {resolved}"
+        if UNIT_OF.get(command.opcode) is Unit.FGMP:
+            self._adapted = random_state(self.random)
+            self._ordered.run(command, self._adapted)
         self._check_waits(command)
         self.taken.append(number)
         for i, one in enumerate(valid):
@@ -210,33 +309,37 @@ class Chip:
                 self._job[i] = number
 
     def _check_waits(self, command: Command) -> None:
-        for i in range(4):
+        for i in range(N):
             assert not (command.fields["wait_units"] >> i & 1 and self.busy(i)), f"does not wait for {UNITS[i]}"
         for core in range(CORES):
-            assert not (command.fields["wait_cores"] >> core & 1 and self.busy(4 + core)), f"does not wait for {core}"
+            assert not (command.fields["wait_cores"] >> core & 1 and self.busy(N + core)), f"does not wait for {core}"
 
     def _jobs(self) -> None:
         dut = self.dut
         cores_busy = cores_ready = 0
-        for i in range(4 + CORES):
+        for i in range(N + CORES):
             if self._left[i]:
                 shown = self._hidden[i] == 0
                 self._hidden[i] -= not shown
                 if shown:
                     self._left[i] -= 1
                 busy, ready = shown and self._left[i] > 0, self._left[i] == 0
+                if ready and i == Unit.FGMP:
+                    self.table.run(Command.decode(self.program[self._job[i]]), self._adapted)
+                if busy and self._left[i] == 1 and self.error_after.get(self._job[i], (0,))[0] == -1:
+                    self._late.append((self.time, i, self.error_after.pop(self._job[i])[1]))
                 if ready and self._job[i] in self.error_after:
                     delay, code = self.error_after.pop(self._job[i])
                     self._late.append((self.time + delay, i, code))
             else:
                 busy, ready = False, True
             self._ready[i] = ready
-            if i < 4:
+            if i < N:
                 getattr(dut, f"{UNITS[i]}_busy").value = int(busy)
                 getattr(dut, f"{UNITS[i]}__ready").value = int(ready)
             else:
-                cores_busy |= busy << (i - 4)
-                cores_ready |= ready << (i - 4)
+                cores_busy |= busy << (i - N)
+                cores_ready |= ready << (i - N)
         dut.core_busy.value = cores_busy
         dut.core_ready.value = cores_ready
 
@@ -310,7 +413,7 @@ class Chip:
         now = dict(self.errors_at.get(self.time, {}))
         for time, which, code in self._late:
             if time == self.time:
-                now[UNITS[which] if which < 4 else f"core{which - 4}"] = code
+                now[UNITS[which] if which < N else f"core{which - N}"] = code
         abort = self.abort_at == self.time
         dut.control__abort.value = int(abort)
         for unit in UNITS:
@@ -327,9 +430,21 @@ class Chip:
             self._stop_after = stop if self._stop_after is None else min(self._stop_after, stop)
 
 
-def random_command(random: Random, *, marks: bool = True) -> Command:
-    """Any command but END, with random fields (legal for the command processor)."""
-    opcode = random.choice([one for one in Opcode if one is not Opcode.END and (marks or one is not Opcode.MARK)])
+def random_state(random: Random) -> tuple[int, int, int]:
+    """A scale and two magnitudes; extreme scales are not rare."""
+    lo, hi = sorted(random.getrandbits(15) for _ in range(2))
+    return random.choice((-64, 64, random.randint(-64, 64), random.randint(-64, 64))), lo, hi
+
+
+def random_tensor(random: Random) -> int:
+    """Often the same ones, so that FGMP commands matter; sometimes 0 or one that is not in the table."""
+    return random.choice((0, 1, 2, 3, random.randrange(1, CONFIG.tensor_states), random.randrange(256)))
+
+
+def random_command(random: Random, *, marks: bool = True, opcode: Opcode | None = None) -> Command:
+    """Any command but END, or one with this opcode, with random fields (legal for the command processor)."""
+    if opcode is None:
+        opcode = random.choice([one for one in Opcode if one is not Opcode.END and (marks or one is not Opcode.MARK)])
     if opcode is Opcode.MARK and random.random() < 0.7:
         opcode = Opcode.MULTIPLY
     raw = random.getrandbits(512) & ((1 << layout_of(opcode).size) - 1)
@@ -340,7 +455,25 @@ def random_command(random: Random, *, marks: bool = True) -> Command:
         fields["cores"] = random.randrange(1, 1 << CORES)
     if opcode is Opcode.MARK:
         fields["address"] &= (1 << CONFIG.address_bits) - 32
+    for name in TENSORS.get(opcode, ()):
+        fields[name] = random_tensor(random)
+    if UNIT_OF.get(opcode) is Unit.FGMP:
+        fields["tensor"] = random_tensor(random)
+    if opcode is Opcode.STATE:
+        fields["scale"], fields["lo"], fields["hi"] = random_state(random)
+    # Sums with the tensors' scales stay in the fields' ranges, and reach their ends.
+    for name in {"scale", "a_shift", "b_shift"} & fields.keys() if opcode in TENSORS else ():
+        fields[name] = random.choice((-64, 63, random.randint(-64, 63)))
+    if opcode is Opcode.DRAIN:
+        fields["shift"] = random.choice((-2048 + 192, 2047 - 192, random.randint(-2048 + 192, 2047 - 192)))
     return Command(opcode, **fields)
+
+
+def random_state_command(random: Random) -> Command:
+    """A command of the FGMP unit for tensor 1, 2 or 3 that waits for nothing."""
+    command = random_command(random, opcode=random.choice((Opcode.ADAPT, Opcode.STATE, Opcode.COMMIT, Opcode.COMMIT)))
+    command.fields |= {"tensor": random.randint(1, 3), "wait_units": 0, "wait_cores": 0}
+    return command
 
 
 def random_program(random: Random, length: int, **options) -> list[Command]:
@@ -382,10 +515,11 @@ async def every_wait_bit(dut):
     """Long jobs everywhere, then a command that waits for just one unit or core."""
     chip = await begin(dut, 2, longest_job=300)
     everyone = [Command(Opcode.LOAD), Command(Opcode.STORE_RAW), Command(Opcode.VECTOR), Command(Opcode.DRAIN)]
+    everyone.append(Command(Opcode.COMMIT, tensor=1))
     everyone += [Command(Opcode.MULTIPLY, cores=1 << core) for core in range(CORES)]
     program = []
-    for bit in range(4 + CORES):
-        wait = {"wait_units": 1 << bit} if bit < 4 else {"wait_cores": 1 << (bit - 4)}
+    for bit in range(N + CORES):
+        wait = {"wait_units": 1 << bit} if bit < N else {"wait_cores": 1 << (bit - N)}
         program += [*everyone, Command(Opcode.VECTOR, **wait)]
     program.append(Command(Opcode.END))
     (await chip.run(program)).check(Error.NONE, len(program) - 1)
@@ -394,7 +528,10 @@ async def every_wait_bit(dut):
 @cocotb.test()
 async def wait_bits_without_unit(dut):
     chip = await begin(dut, 3)
-    program = [Command(Opcode.NOP, wait_units=0xF0, wait_cores=0xFFFF & ~((1 << CORES) - 1)), Command(Opcode.END)]
+    program = [
+        Command(Opcode.NOP, wait_units=0xFF & ~((1 << N) - 1), wait_cores=0xFFFF & ~((1 << CORES) - 1)),
+        Command(Opcode.END),
+    ]
     (await chip.run(program)).check(Error.NONE, 1)
 
 
@@ -519,7 +656,7 @@ async def error_of_each_source(dut):
             chip.errors_at = {time: {source: code}}
             program = random_program(chip.random, 60, marks=False)
             outcome = await chip.run(program)
-            outcome.check(code, chip.started_at)
+            outcome.check(code, max(chip.started_at, 0))
             assert len(chip.started) < 60
     await check_recovery(chip)
 
@@ -537,7 +674,7 @@ async def several_errors(dut):
             chip.errors_at[time + step] = codes
             order += codes.values()
         outcome = await chip.run(random_program(chip.random, 60, marks=False))
-        outcome.check(order[0], chip.started_at, *order)
+        outcome.check(order[0], max(chip.started_at, 0), *order)
     await check_recovery(chip)
 
 
@@ -547,7 +684,11 @@ async def errors_at_the_end(dut):
     chip = await begin(dut, 15, longest_job=70)
     chip.shortest_job = 50
     for delay in range(CommandProcessor.SETTLE - 2):
-        for command in (Command(Opcode.STORE), Command(Opcode.MULTIPLY, cores=1 << (CORES - 1))):
+        for command in (
+            Command(Opcode.STORE),
+            Command(Opcode.ADAPT, tensor=1),
+            Command(Opcode.MULTIPLY, cores=1 << (CORES - 1)),
+        ):
             for last in (Command(Opcode.END), Command(Opcode.MARK, address=64)):
                 chip.error_after = {0: (delay, Error.DECODE)}
                 chip.marks.clear()
@@ -617,3 +758,80 @@ async def marks(dut):
     program.append(Command(Opcode.END))
     (await chip.run(program)).check(Error.NONE, len(program) - 1)
     assert list(chip.marks) == addresses
+
+
+@cocotb.test()
+async def dynamic_tensors(dut):
+    """FGMP commands and commands with all combinations of tensors, none of which waits by its masks."""
+    chip = await begin(dut, 21, longest_job=30, fetch_stall=0.0)
+    fixed = [(0, 0, 0), *((a, b, c) for a in (0, 1) for b in (0, 2) for c in (0, 3)), (255, 1, 255)]
+    program = []
+    for tensors in fixed + [None] * 25:
+        for opcode in chip.random.sample(list(TENSORS), 2) if tensors is None else TENSORS:
+            if chip.random.random() < 0.6:
+                program.append(random_state_command(chip.random))
+            command = random_command(chip.random, opcode=opcode)
+            command.fields |= {"wait_units": 0, "wait_cores": 0}
+            if tensors is not None:
+                command.fields |= dict(zip(TENSORS[opcode], tensors, strict=False))
+            program.append(command)
+    program.append(Command(Opcode.END))
+    (await chip.run(program)).check(Error.NONE, len(program) - 1)
+    assert len(chip.started) == len(program)
+
+
+@cocotb.test()
+async def resolution_time(dut):
+    """Four cycles for a tensor, one for a turn without, besides the usual four."""
+    chip = await begin(dut, 22, longest_job=1, fetch_stall=0.0, latency=2, late_busy=False)
+    three = {"tensor_a": 1, "tensor_b": 2, "tensor_out": 3}
+    for command, expected in (
+        (Command(Opcode.DRAIN, **three), 16),
+        (Command(Opcode.VECTOR, tensor_b=3), 10),
+        (Command(Opcode.STORE, tensor=1), 10),
+    ):
+        (await chip.run([command] * 20 + [Command(Opcode.END)])).check(Error.NONE, 20)
+        cycles = (chip.started[19] - chip.started[9]) / 10
+        assert cycles <= expected, cycles
+
+
+@cocotb.test()
+async def end_during_resolution(dut):
+    """Errors and aborts at any time of it: while it waits for the FGMP unit, looks up, or has not started yet."""
+    chip = await begin(dut, 23, longest_job=12, fetch_stall=0.0)
+    waiting = looked_up = 0
+    for time in range(30, 80):
+        program = []
+        for _ in range(10):
+            program.append(random_state_command(chip.random))
+            drain = random_command(chip.random, opcode=Opcode.DRAIN)
+            drain.fields |= {"tensor_a": 1, "tensor_b": 2, "tensor_out": 3, "wait_units": 0, "wait_cores": 0}
+            program.append(drain)
+        program.append(Command(Opcode.END))
+        chip.errors_at, chip.abort_at = {}, None
+        code = chip.random.choice((Error.ABORTED, Error.FIELD, Error.RANGE))
+        if code is Error.ABORTED:
+            chip.abort_at = time
+        else:
+            chip.errors_at = {time: {"fgmp" if code is Error.FIELD else "vmem": code}}
+        (await chip.run(program)).check(code, max(chip.started_at, 0))
+        if chip.started_at % 2 == 0:
+            looked_up += bool(chip.lookups)
+            waiting += not chip.lookups
+    assert looked_up > 10 and waiting > 2, (looked_up, waiting)
+    await check_recovery(chip)
+
+
+@cocotb.test()
+async def refused_fgmp_command(dut):
+    """The FGMP unit gives an error while it is still busy: what waits for it to be resolved does not start."""
+    chip = await begin(dut, 24)
+    chip.shortest_job = 3
+    for opcode in (Opcode.ADAPT, Opcode.STATE, Opcode.COMMIT):
+        for resolved in TENSORS:
+            chip.error_after = {1: (-1, Error.FIELD)}
+            tensors = dict.fromkeys(TENSORS[resolved], 1)
+            program = [Command(Opcode.NOP), Command(opcode), Command(resolved, **tensors), Command(Opcode.END)]
+            (await chip.run(program)).check(Error.FIELD, 1)
+            assert len(chip.started) == 2
+    await check_recovery(chip)

@@ -6,7 +6,7 @@ the small side each tap is a constant offset. A fully connected layer is a 1x1 c
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 __all__ = [
     "Axis",
@@ -14,7 +14,6 @@ __all__ = [
     "Convolution",
     "Plan",
     "Taps",
-    "all_taps",
     "backward_axes",
     "boxes_of",
     "by_phase",
@@ -124,21 +123,6 @@ def _useful(taps: Taps, count: int, size: int, phase: int, step: int) -> Taps:
     """Taps that reach the source from some output position (others see only padding)."""
     lattice = max(0, -(-(size - phase) // step))
     return tuple((r, offset) for r, offset in taps if max(0, -offset) < min(count, lattice - offset))
-
-
-def all_taps(axes: list[Axis], kernel: int, stride: int, padding: int) -> list[Axis]:
-    """The axes with every tap, those that see only padding too: their gradient is zero, and must be written."""
-    return [
-        replace(
-            axis,
-            taps=tuple(
-                (r, (r - padding - axis.source_phase) // stride)
-                for r in range(kernel)
-                if (r - padding - axis.source_phase) % stride == 0
-            ),
-        )
-        for axis in axes
-    ]
 
 
 def cut(taps: Taps, size: int) -> list[Taps]:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from lnpu.compiler.buffers import PageCache, block_parts, page_regions, power_of_two, psum_regions, real_lanes
-from lnpu.compiler.geometry import Axis, Box, Convolution, Plan, Taps, all_taps, boxes_of, cut, forward_axes
+from lnpu.compiler.geometry import Axis, Box, Convolution, Plan, Taps, boxes_of, cut, forward_axes
 from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.tensor import Tensor
 from lnpu.compiler.tiles import Tile, VectorBuilder, inside
 from lnpu.config import BLOCK
-from lnpu.ctrl.commands import Opcode, Target
+from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
 __all__ = ["WeightGradLowering"]
 
@@ -38,8 +38,8 @@ class WeightGradLowering:
         self.cores_o = min(config.cores, groups)
         self.cores_m = config.cores // self.cores_o
         k, s, p = (shape.kernel_height, shape.kernel_width), shape.stride, shape.padding
-        self.axes_h = all_taps(forward_axes(shape.height, shape.out_height, k[0], s, p), k[0], s, p)
-        self.axes_w = all_taps(forward_axes(shape.width, shape.out_width, k[1], s, p), k[1], s, p)
+        self.axes_h = forward_axes(shape.height, shape.out_height, k[0], s, p)
+        self.axes_w = forward_axes(shape.width, shape.out_width, k[1], s, p)
         per_pixel = out.block_channels // config.beat
         # Two sets of tiles, so that one is being stored while the next is computed; then the epilogue's areas.
         area = (vmem_end - vmem) // (2 * self.cores_m + reserve)
@@ -62,8 +62,8 @@ class WeightGradLowering:
     def _plan(self, budget: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
         """Taps of a group and the box of dy's pixels: the fewest elements loaded."""
         config, shape = self.config, self.shape
-        max_r = max(len(axis.taps) for axis in self.axes_h)
-        max_s = max(len(axis.taps) for axis in self.axes_w)
+        max_r = max(1, max(len(axis.taps) for axis in self.axes_h))
+        max_s = max(1, max(len(axis.taps) for axis in self.axes_w))
         best = None
         for taps_r in range(1, max_r + 1):
             for taps_s in {1, max_s}:
@@ -109,6 +109,23 @@ class WeightGradLowering:
             for start in range(0, len(jobs), self.cores_m):
                 self._batch(jobs[start : start + self.cores_m], block, epilogue)
         self._finish()
+        self._zeros(epilogue)
+
+    def _zeros(self, epilogue: Epilogue) -> None:
+        """The gradients of taps that see only padding."""
+        shape, place = self.shape, self.sets[0][0]
+        useful_r = {r for axis in self.axes_h for r, _ in axis.taps}
+        useful_s = {s for axis in self.axes_w for s, _ in axis.taps}
+        for tap in range(shape.kernel_height * shape.kernel_width):
+            r, s = divmod(tap, shape.kernel_width)
+            if r in useful_r and s in useful_s:
+                continue
+            for block in range(self.out.pixel_blocks):
+                for channel in range(0, self.x.padded, self.channels):
+                    channels = min(self.channels, self.x.padded - channel)
+                    tile = Tile(0, 1, tap, 1, channel, channels, block, self.out.block_channels // self.config.beat)
+                    VectorBuilder(self.program).vector(VectorOp.KEEP_POSITIVE, place, place, 0.0, inner=tile.size)
+                    epilogue(tile, place, False, self.scratch)
 
     def _finish(self) -> None:
         """The epilogues of the tiles that have been drained."""

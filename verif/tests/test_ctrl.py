@@ -14,7 +14,7 @@ CONFIGS = {
     "tiny": TINY,
     "edge": EDGE,
     "paper": PAPER,
-    "half": TINY.replace(beat=8, axi_bits=128, cores=16, address_bits=32),
+    "half": TINY.replace(beat=8, axi_bits=128, cores=16, address_bits=32, tensor_states=16),
 }
 
 
