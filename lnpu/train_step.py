@@ -25,7 +25,7 @@ from lnpu.formats import TensorKind
 from lnpu.report import write_report
 from lnpu.sim.simulator import Register, Simulator
 
-__all__ = ["Settings", "compare", "read_back", "run"]
+__all__ = ["Settings", "Tables", "compare", "read_back", "run"]
 
 Progress = Callable[[str, float], None]
 """Called with what is going on and how much of it is done (0 to 1)."""
@@ -185,7 +185,7 @@ def run(
     totals: dict[tuple[str, str], dict[str, int]] = {}
     steps: list[dict[str, Any]] = []
     precision: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("zero", "underflow", "fp8", "fp16"), 0))
-    tables = _Tables(step)
+    tables = Tables(step)
     tables.write({f"w.{name}": value for name, value in state.weights.items()})
     traffic: dict[str, int] = defaultdict(int)
     unpredicted = 0
@@ -226,7 +226,7 @@ def run(
     return report
 
 
-class _Tables:
+class Tables:
     """Predicts external memory access from the golden tensors: the lengths of their encoded blocks."""
 
     def __init__(self, step: TrainingStep) -> None:
