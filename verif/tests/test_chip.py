@@ -12,7 +12,7 @@ from golden.fgmp import CODE_FP8, CODE_FP16, CODE_ZERO, Policy
 from lnpu.compiler.convolution import Convolution
 from lnpu.compiler.graph import resnet18
 from lnpu.compiler.layers import Optimiser
-from lnpu.compiler.policies import FORMATS
+from lnpu.compiler.policies import FORMATS, TARGETS
 from lnpu.compiler.tensor import padded_channels
 from lnpu.compiler.traffic import predict_traffic
 from lnpu.config import TINY, ChipConfig
@@ -20,7 +20,16 @@ from lnpu.ctrl.commands import Command, Opcode, Target, Unit, VectorOp
 from lnpu.interfaces import Error
 from lnpu.sim import Chip
 from lnpu.sim.simulator import BusError, ChipError, Register, SimulationTimeout, Simulator
-from verif.tests.test_compiler import POLICIES, ConvolutionJob, Twins, batch_of, random_job, random_shape, values
+from verif.tests.test_compiler import (
+    POLICIES,
+    ConvolutionJob,
+    Twins,
+    batch_of,
+    dynamic_network,
+    random_job,
+    random_shape,
+    values,
+)
 
 CONFIGS = {
     "tiny": TINY,
@@ -410,6 +419,25 @@ def test_training(stall: float) -> None:
     )
     if stall == 0:
         twins.infer(images)
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.3])
+def test_dynamic(stall: float) -> None:
+    """Steps with dynamic formats: tensors and the controller's states are the golden model's, and states change."""
+    graph = dynamic_network()
+    twins = Twins(
+        graph,
+        lambda size: Simulator(TINY, size, stall=stall, seed=12),
+        TINY,
+        batch=4,
+        formats=FORMATS["dynamic"],
+        targets=TARGETS["dynamic"],
+    )
+    seen = []
+    for step in range(3):
+        twins.train(*batch_of(graph, 4, step))
+        seen.append(dict(twins.state.formats))
+    assert seen[0] != seen[1]
 
 
 # Errors

@@ -1,6 +1,6 @@
 """The compiler on the executable specification of the commands (no RTL): every element and code against golden."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import golden
 import golden.network
+from golden.controller import RECORD_DTYPE, Targets
 from golden.conv import conv2d_input_grad_sums, conv2d_sums, conv2d_weight_grad_sums
 from golden.exact import ExactSum, round_sum
 from golden.fgmp import Policy, fgmp, quantize
@@ -16,7 +17,7 @@ from lnpu.compiler import graph as nodes
 from lnpu.compiler.convolution import Convolution, Rounding, lower_forward, lower_input_grad, lower_weight_grad
 from lnpu.compiler.graph import Graph, fuse, resnet18
 from lnpu.compiler.layers import Optimiser, Workspace
-from lnpu.compiler.policies import FORMATS
+from lnpu.compiler.policies import FORMATS, TARGETS
 from lnpu.compiler.program import Program, Region
 from lnpu.compiler.tensor import MemoryMap, Tensor, padded_channels
 from lnpu.compiler.tiles import Tile
@@ -294,8 +295,9 @@ class Twins:
         seed: int = 0,
         optimiser: Optimiser = OPTIMISER,
         layers: list[golden.network.Layer] | None = None,
+        targets: Mapping[str, Targets] | None = None,
     ) -> None:
-        self.step = TrainingStep(config, graph, batch=batch, formats=formats, optimiser=optimiser)
+        self.step = TrainingStep(config, graph, batch=batch, formats=formats, optimiser=optimiser, targets=targets)
         kinds = ("activation", "preactivation", "error", "weight", "gradient")
         self.network = golden.network.Network(
             layers or golden_layers(graph),
@@ -306,6 +308,7 @@ class Twins:
                 decay=optimiser.decay,
                 loss_scale=optimiser.loss_scale,
             ),
+            targets or {},
         )
         parameters = golden.network.initial_parameters(self.network.layers, graph.channels, seed)
         self.state = self.network.initial_state(parameters)
@@ -319,7 +322,16 @@ class Twins:
         assert loss == expected.loss
         wrong = {name: count for name, count in compare(self.trainer, expected.tensors).items() if count[0]}
         assert not wrong, f"wrong elements, of: {wrong}"
+        self._check_states()
         return loss
+
+    def _check_states(self) -> None:
+        """The records of dynamic tensors that were stored show the golden model's next states."""
+        memory = self.trainer.device.memory
+        for name, state in self.state.formats.items():
+            address = self.step.records[name]
+            record = memory[address : address + RECORD_DTYPE.itemsize].view(RECORD_DTYPE)[0]
+            assert (record["scale"], record["lo"], record["hi"]) == (state.scale, state.lo, state.hi), name
 
     def infer(self, images: NDArray[np.float32]) -> None:
         """Feed-forward with running statistics in both; logits must be equal."""
@@ -468,6 +480,50 @@ def test_networks(name: str) -> None:
     batch = 1 + seed % 4
     twins = train_on_model(graph, config, batch=batch, formats=("fp16", "fgmp")[seed % 2], steps=2, seed=seed)
     twins.infer(batch_of(graph, batch, seed)[0])
+
+
+def dynamic_network() -> Graph:
+    """Every way in which a dynamic tensor is stored and read: sums, partial errors, shortcuts, pools, strides."""
+    graph = Graph("dynamic", 2, 9, 9)
+    x = graph.add(nodes.Conv("a", "images", 8, 3, 1, 1))
+    x = graph.add(nodes.Relu("ar", graph.add(nodes.BatchNorm("an", x))))
+    x = graph.add(nodes.MaxPool("ap", x, 3, 2, 1))
+    y = graph.add(nodes.BatchNorm("bn", graph.add(nodes.Conv("b", x, 12, 3, 2, 1))))
+    z = graph.add(nodes.BatchNorm("cn", graph.add(nodes.Conv("c", x, 12, 1, 2, 0))))
+    x = graph.add(nodes.Relu("r", graph.add(nodes.Add("s", y, z))))
+    graph.add(nodes.Linear("fc", graph.add(nodes.GlobalAveragePool("gap", x)), 5))
+    return graph
+
+
+def test_dynamic() -> None:
+    """Four steps with dynamic formats: tensors and states equal, and the states do change."""
+    graph = dynamic_network()
+    twins = Twins(
+        graph, lambda size: ModelDevice(TINY, size), TINY, batch=4, formats=FORMATS["dynamic"],
+        targets=TARGETS["dynamic"],
+    )  # fmt: skip
+    before = None
+    changes = 0
+    for step in range(4):
+        twins.train(*batch_of(graph, 4, step))
+        changes += before is not None and before != twins.state.formats
+        before = dict(twins.state.formats)
+    assert changes >= 2
+    assert {tensor.name for tensor, _ in twins.step.dynamic} >= set(twins.state.formats)
+    twins.infer(batch_of(graph, 4, 9)[0])
+
+
+def test_too_many_dynamic_tensors() -> None:
+    with pytest.raises(ValueError, match="tensor_states = 8 allows 7"):
+        TrainingStep(
+            TINY.replace(tensor_states=8), dynamic_network(), batch=1, formats=FORMATS["dynamic"], optimiser=OPTIMISER,
+            targets=TARGETS["dynamic"],
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="targets must be of kinds of Formats, not momentum"):
+        TrainingStep(
+            TINY, dynamic_network(), batch=1, formats=FORMATS["fgmp"], optimiser=OPTIMISER,
+            targets={"momentum": Targets()},
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("stem, image", [("cifar", 6), ("imagenet", 20)])
