@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import xml.etree.ElementTree as ET
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +46,12 @@ def run(block: Block, testbench: str, **parameters) -> None:
     sources = [*emit_verilog(block, work / "rtl"), *sorted((RTL / "sram").glob("*.v"))]
     waves = bool(os.environ.get("WAVES"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + bytes([waves])).hexdigest()
-    stamp = work / "content"
+    stamp, results = work / "content", work / "results.xml"
     environment = verilator_environment()
     saved = dict(os.environ)
     os.environ.update(environment)
     try:
+        results.unlink(missing_ok=True)
         runner = get_runner("verilator")
         stale = not stamp.exists() or stamp.read_text() != digest
         runner.build(
@@ -62,22 +64,24 @@ def run(block: Block, testbench: str, **parameters) -> None:
             log_file=work / "build.log",
         )
         stamp.write_text(digest)
-        results = runner.test(
-            hdl_toplevel=block.module_name,
-            test_module=testbench,
-            build_dir=work / "sim",
-            test_dir=work,
-            results_xml=str(work / "results.xml"),
-            waves=waves,
-            log_file=work / "test.log",
-            extra_env={
-                "LNPU_PARAMETERS": json.dumps(parameters),
-                "PYTHONPATH": os.pathsep.join([str(BUILD.parent.parent), os.environ.get("PYTHONPATH", "")]),
-            },
-        )
+        with suppress(SystemExit):  # a test failed; which one is in the results
+            runner.test(
+                hdl_toplevel=block.module_name,
+                test_module=testbench,
+                build_dir=work / "sim",
+                test_dir=work,
+                results_xml=str(results),
+                waves=waves,
+                log_file=work / "test.log",
+                extra_env={
+                    "LNPU_PARAMETERS": json.dumps(parameters),
+                    "PYTHONPATH": os.pathsep.join([str(BUILD.parent.parent), os.environ.get("PYTHONPATH", "")]),
+                },
+            )
     finally:
         os.environ.clear()
         os.environ.update(saved)
+    assert results.exists(), f"{testbench} did not end, see {work / 'test.log'}"
     cases = list(ET.parse(results).iter("testcase"))
     failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
     assert cases, f"{testbench} ran no test, see {work / 'test.log'}"
