@@ -7,8 +7,8 @@ import numpy as np
 from cocotb.triggers import RisingEdge
 
 from lnpu.config import ChipConfig
-from lnpu.core.core import core_events
 from lnpu.ctrl.commands import Command, Opcode
+from lnpu.ctrl.counters import core_events_layout
 from lnpu.interfaces import Error
 from verif.agents import start, unpack
 from verif.pe_tb import CORNERS, F16, FP8
@@ -206,7 +206,7 @@ class Bench:
         dut.command__payload.value = int.from_bytes(random.bytes(64), "little")
 
         events = dict.fromkeys(("busy", "visit", "mac16", "mac8", "zeros", "padding"), 0)
-        layout = core_events()
+        layout = core_events_layout()
         errors: list[int] = []
         answer = None  # the row that `psum` must show in this cycle
         holding = 0

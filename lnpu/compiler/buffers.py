@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 
-from lnpu.compiler.program import Region
+from lnpu.compiler.geometry import Box
+from lnpu.compiler.program import Program, Region
+from lnpu.compiler.tensor import Tensor
+from lnpu.compiler.tiles import inside
 from lnpu.config import BLOCK
+from lnpu.ctrl.commands import Opcode, Target
 
-__all__ = ["PageCache", "block_parts", "page_regions", "power_of_two", "psum_regions", "real_lanes"]
+__all__ = ["PageCache", "block_parts", "load_sparse", "page_regions", "power_of_two", "psum_regions", "real_lanes"]
 
 
 class PageCache:
@@ -57,3 +61,63 @@ def block_parts(channel: int, count: int) -> Iterator[tuple[int, int, int]]:
         part = min(end - channel, BLOCK - start)
         yield block, start, part
         channel += part
+
+
+def load_sparse(
+    program: Program,
+    tensor: Tensor,
+    cores: int,
+    page: int,
+    box: Box,
+    first: tuple[int, int],
+    steps: tuple[int, int],
+    size: tuple[int, int],
+    channel: int,
+    channels: int,
+    *,
+    transpose: bool = False,
+) -> None:
+    """Load the haloed part of a box into a page of the sparse buffers, row by row of `size` lines and pixels.
+
+    Parameters
+    ----------
+    first : (int, int)
+        Line and pixel, in each image, of the first row; what is outside the image is padding.
+    steps : (int, int)
+        Lines and pixels of the tensor from one row to the next.
+    channel, channels : int
+        Which channels, all in one block.
+    transpose : bool
+        Rows are channels and elements pixels, instead of the other way round.
+    """
+    (line, pixel), (tall, wide), beat = first, size, program.config.beat
+    i_first, i_end = inside(line, steps[0], tall, tensor.height)
+    j_first, j_end = inside(pixel, steps[1], wide, tensor.width)
+    program.emit(
+        Opcode.LOAD,
+        reads=[program.memory(tensor)],
+        writes=page_regions("sparse", cores, page),
+        **tensor.walk(),
+        target=Target.SPARSE.value,
+        transpose=int(transpose),
+        page=page,
+        cores=cores,
+        n_count=box.images,
+        i_count=tall,
+        j_count=wide,
+        line=box.image * tensor.height + line,
+        line_n=tensor.height,
+        line_i=steps[0],
+        pixel=pixel,
+        pixel_j=steps[1],
+        pixel_block=channel // BLOCK,
+        i_first=i_first,
+        i_end=i_end,
+        j_first=j_first,
+        j_end=j_end,
+        channel=(channel % BLOCK) // beat,
+        channel_beats=channels // beat,
+        dest_n=tall * wide,
+        dest_i=wide,
+        dest_j=1,
+    )

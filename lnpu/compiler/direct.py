@@ -3,12 +3,20 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from lnpu.compiler.buffers import PageCache, block_parts, page_regions, power_of_two, psum_regions, real_lanes
+from lnpu.compiler.buffers import (
+    PageCache,
+    block_parts,
+    load_sparse,
+    page_regions,
+    power_of_two,
+    psum_regions,
+    real_lanes,
+)
 from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cut
 from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.tensor import Tensor
-from lnpu.compiler.tiles import Tile, VectorBuilder, inside
+from lnpu.compiler.tiles import Tile, VectorBuilder
 from lnpu.config import BLOCK
 from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
@@ -300,36 +308,8 @@ class DirectLowering:
         )
         page, there = self.cache.page("sparse", cores, content)
         if not there:
-            source = self.source
-            i_first, i_end = inside(first_line, axis_h.source_step, tall, source.height)
-            j_first, j_end = inside(first_pixel, axis_w.source_step, wide, source.width)
-            self.program.emit(
-                Opcode.LOAD,
-                reads=[self.program.memory(source)],
-                writes=page_regions("sparse", cores, page),
-                **source.walk(),
-                target=Target.SPARSE.value,
-                page=page,
-                cores=cores,
-                n_count=box.images,
-                i_count=tall,
-                j_count=wide,
-                line=box.image * source.height + first_line,
-                line_n=source.height,
-                line_i=axis_h.source_step,
-                pixel=first_pixel,
-                pixel_j=axis_w.source_step,
-                pixel_block=k // BLOCK,
-                i_first=i_first,
-                i_end=i_end,
-                j_first=j_first,
-                j_end=j_end,
-                channel=(k % BLOCK) // self.config.beat,
-                channel_beats=depth // self.config.beat,
-                dest_n=tall * wide,
-                dest_i=wide,
-                dest_j=1,
-            )
+            first, steps = (first_line, first_pixel), (axis_h.source_step, axis_w.source_step)
+            load_sparse(self.program, self.source, cores, page, box, first, steps, (tall, wide), k, depth)
         return page, geometry
 
     def _load_dense(self, cores: int, lane: int, lanes: int, k: int, depth: int, taps_r: Taps, taps_s: Taps) -> int:

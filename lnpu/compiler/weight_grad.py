@@ -3,12 +3,20 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from lnpu.compiler.buffers import PageCache, block_parts, page_regions, power_of_two, psum_regions, real_lanes
+from lnpu.compiler.buffers import (
+    PageCache,
+    block_parts,
+    load_sparse,
+    page_regions,
+    power_of_two,
+    psum_regions,
+    real_lanes,
+)
 from lnpu.compiler.geometry import Axis, Box, Convolution, Plan, Taps, boxes_of, cut, forward_axes
 from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.tensor import Tensor
-from lnpu.compiler.tiles import Tile, VectorBuilder, inside
+from lnpu.compiler.tiles import Tile, VectorBuilder
 from lnpu.config import BLOCK
 from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
@@ -257,37 +265,9 @@ class WeightGradLowering:
         content = (box, first_line, first_pixel, tall, wide, channel)
         page, there = cache.page("sparse", cores, content)
         if not there:
-            x = self.x
-            i_first, i_end = inside(first_line, axis_h.source_step, tall, x.height)
-            j_first, j_end = inside(first_pixel, axis_w.source_step, wide, x.width)
-            self.program.emit(
-                Opcode.LOAD,
-                reads=[self.program.memory(x)],
-                writes=page_regions("sparse", cores, page),
-                **x.walk(),
-                target=Target.SPARSE.value,
-                transpose=1,
-                page=page,
-                cores=cores,
-                n_count=box.images,
-                i_count=tall,
-                j_count=wide,
-                line=box.image * x.height + first_line,
-                line_n=x.height,
-                line_i=axis_h.source_step,
-                pixel=first_pixel,
-                pixel_j=axis_w.source_step,
-                pixel_block=channel // BLOCK,
-                i_first=i_first,
-                i_end=i_end,
-                j_first=j_first,
-                j_end=j_end,
-                channel=(channel % BLOCK) // self.config.beat,
-                channel_beats=channels // self.config.beat,
-                dest_n=tall * wide,
-                dest_i=wide,
-                dest_j=1,
-            )
+            first, steps = (first_line, first_pixel), (axis_h.source_step, axis_w.source_step)
+            size = (tall, wide)
+            load_sparse(self.program, self.x, cores, page, box, first, steps, size, channel, channels, transpose=True)
         return page
 
     def _load_dy(self, cache: PageCache, cores: int, box: Box, tall: int, wide: int, lane: int, lanes: int) -> int:

@@ -10,13 +10,14 @@ from lnpu.core.psum_store import PsumStore
 from lnpu.core.sparse_buffer import SparseBuffer
 from lnpu.core.zero_skip import ZeroSkip, visit_layout
 from lnpu.ctrl.commands import Opcode, layout_of
+from lnpu.ctrl.counters import core_events_layout
 from lnpu.formats import psum_layout
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, buffer_write, command_stream
 from lnpu.pe.pe_line import PeLine
 from lnpu.vector.skid_buffer import SkidBuffer
 
-__all__ = ["Core", "VisitWalk", "core_events"]
+__all__ = ["Core", "VisitWalk"]
 
 _COMMAND = layout_of(Opcode.MULTIPLY)
 _LOOPS = "nhwrs"
@@ -26,11 +27,6 @@ _ADDRESSES = {  # of a visit: loops that move it, and a shape that holds every v
     "dense": ("rs", signed(25)),
     "shift": ("rs", signed(20)),
 }
-
-
-def core_events() -> data.StructLayout:
-    """What a core reports to the performance counters, each cycle."""
-    return data.StructLayout({"busy": 1, "visit": 1, "mac16": 8, "mac8": 9, "zeros": 8, "padding": 8})
 
 
 class VisitWalk(Block):
@@ -123,7 +119,7 @@ class Core(Block):
         The row on `psum` is still needed: until it falls, the core loads no other row (and may have to wait).
     psum : Out(ArrayLayout(psum_layout(acc_bits), lanes))
         The row of the last handshake on `psum_request`, from the cycle after it for at least as long as `psum_hold`.
-    events : Out(core_events())
+    events : Out(core_events_layout())
         `busy`; at the start of a visit `visit` with the numbers of `zeros` and of `padding` in its window; `mac16` and
         `mac8`, products of the elements issued in this cycle: elements times the command's `lanes`.
 
@@ -148,7 +144,7 @@ class Core(Block):
                 "psum_request": In(stream.Signature(12)),
                 "psum_hold": In(1),
                 "psum": Out(data.ArrayLayout(psum_layout(config.acc_bits), config.lanes)),
-                "events": Out(core_events()),
+                "events": Out(core_events_layout()),
             }
         )
 
