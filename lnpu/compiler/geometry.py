@@ -92,7 +92,6 @@ class Axis:
     out_count: int
     source_phase: int
     source_step: int
-    source_count: int
     taps: Taps
 
 
@@ -101,11 +100,7 @@ def forward_axes(size: int, out: int, kernel: int, stride: int, padding: int) ->
     axes = []
     for phase in range(stride):
         taps = tuple((r, (r - padding - phase) // stride) for r in range(kernel) if (r - padding - phase) % stride == 0)
-        axes.append(
-            Axis(
-                0, 1, out, phase, stride, max(0, -(-(size - phase) // stride)), _useful(taps, out, size, phase, stride)
-            )
-        )
+        axes.append(Axis(0, 1, out, phase, stride, _useful(taps, out, size, phase, stride)))
     return axes
 
 
@@ -115,7 +110,7 @@ def backward_axes(size: int, out: int, kernel: int, stride: int, padding: int) -
     for phase in range(min(stride, size)):
         taps = tuple((r, (phase + padding - r) // stride) for r in range(kernel) if (phase + padding - r) % stride == 0)
         count = -(-(size - phase) // stride)
-        axes.append(Axis(phase, stride, count, 0, 1, out, _useful(taps, count, out, 0, 1)))
+        axes.append(Axis(phase, stride, count, 0, 1, _useful(taps, count, out, 0, 1)))
     return axes
 
 

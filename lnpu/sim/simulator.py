@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, Command
 from lnpu.ctrl.counters import COUNTERS
+from lnpu.ctrl.registers import COUNTER_BASE, REGISTERS
 from lnpu.hdl import Block
 from lnpu.interfaces import Error
 from lnpu.sim.build import build
@@ -18,25 +20,8 @@ from lnpu.sim.build import build
 __all__ = ["BusError", "ChipError", "ProtocolError", "Register", "SimulationTimeout", "Simulator"]
 
 
-class Register:
-    """Byte offsets of the chip's registers (docs/architecture.md)."""
-
-    ID = 0x000
-    VERSION = 0x004
-    SHAPE0 = 0x008
-    SHAPE1 = 0x00C
-    SHAPE2 = 0x010
-    SHAPE3 = 0x014
-    CONTROL = 0x040
-    STATUS = 0x044
-    INTERRUPT = 0x048
-    ERROR = 0x04C
-    ERROR_COMMAND = 0x050
-    ERROR_DETAIL = 0x054
-    FLAGS = 0x058
-    PROGRAM = 0x060
-    PROGRAM_LENGTH = 0x068
-    COUNTER = 0x400
+Register = SimpleNamespace(**{name: register.offset for name, register in REGISTERS.items()}, COUNTER=COUNTER_BASE)
+"""Byte offsets of the chip's registers, by name, and of the first counter."""
 
 
 _START, _ABORT, _CLEAR = 1, 2, 4
