@@ -15,13 +15,14 @@ TORCH ?= 1
 CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help system setup setup-test setup-torch train-step check test verilog lint waves clean
+.PHONY: help system setup setup-test setup-study train-step fgmp-study check test verilog lint waves clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
-	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step'
+	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
+	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
 
 # Programs that pip cannot install.
 system:
@@ -37,7 +38,7 @@ system:
 
 setup: system $(VENV)/.setup ## Make .venv with everything that train-step needs
 setup-test: system $(VENV)/.setup-test ## Add what the tests need
-setup-torch: setup $(VENV)/.setup-torch ## Add PyTorch, which some tests compare with
+setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for fgmp-study, and some tests
 
 $(BIN)/python:
 	@echo 'making $(VENV)'
@@ -55,9 +56,9 @@ $(VENV)/.setup-test: pyproject.toml $(VENV)/.setup
 	    { echo "cocotb needs Python's shared library: run \`apt-get install libpython3-dev\`" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.setup-torch: pyproject.toml $(VENV)/.setup
-	@echo 'installing PyTorch into $(VENV) (TORCH=0 leaves it out)'
-	@$(PIP) --editable '.[torch]'
+$(VENV)/.setup-study: pyproject.toml $(VENV)/.setup
+	@echo 'installing PyTorch and Dask into $(VENV) (TORCH=0 leaves them out of the tests)'
+	@$(PIP) --editable '.[study]'
 	@touch $@
 
 option = $(if $($(1)),--$(2) '$($(1))')
@@ -66,15 +67,20 @@ train-step: setup ## Run training steps on the simulated chip and check them bit
 	@$(BIN)/lnpu train-step $(call option,CONFIG,config) $(call option,WIDTH,width) $(call option,IMAGE,image) \
 	    $(call option,BATCH,batch) $(call option,STEPS,steps) $(call option,SEED,seed) $(call option,DATA,data)
 
+fgmp-study: setup-study ## Train a network in FP32, FP16, FP8 and FGMP and compare accuracy and size
+	@$(BIN)/lnpu fgmp-study $(call option,DATA,data) $(call option,WIDTH,width) $(call option,IMAGE,image) \
+	    $(call option,BATCH,batch) $(call option,EPOCHS,epochs) $(call option,RATE,rate) \
+	    $(call option,RESULTS,results) $(call option,SCHEDULER,scheduler)
+
 check: setup-test
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@echo 'ruff and mypy: passed'
 
-# Without PyTorch the tests that compare with it are skipped.
+# Without PyTorch and Dask the tests that need them are skipped.
 test: setup-test ## Run ruff, mypy and all tests
-	@if [[ '$(TORCH)' != 0 ]]; then $(MAKE) setup-torch || echo 'no PyTorch: the tests against it are skipped'; fi
+	@if [[ '$(TORCH)' != 0 ]]; then $(MAKE) setup-study || echo 'no PyTorch: the tests with it are skipped'; fi
 	@$(MAKE) check
 	@$(BIN)/python -m pytest -v -n $(JOBS) --no-header $(if $(TEST),'$(TEST)')
 

@@ -28,7 +28,8 @@ COUNT_MAX = (1 << 24) - 1
 SCALE_MIN, SCALE_MAX = -64, 63
 """Scales that `adapt` gives; a state that was set may also have 64."""
 
-_STEP = 0x400  # a factor of two in an FP16 pattern
+_LO_STEP = 0x400  # a factor of two in an FP16 pattern
+_HI_STEP = 0x100  # a quarter of that: a factor of 1.14 to 1.25
 
 RECORD_DTYPE = np.dtype(
     [
@@ -196,7 +197,7 @@ class Targets:
 def adapt(state: ControllerState, statistics: Statistics, targets: Targets) -> ControllerState:
     """The next state of a tensor that was stored with `state` and became `statistics`.
 
-    `lo` and `hi` move by factors of two and keep lo <= hi: neither moves past the other.
+    `lo` moves by factors of two, `hi` by quarters of that in its pattern; neither moves past the other.
     """
     if statistics.nonfinite:
         return _after_overflow(state, targets)
@@ -214,16 +215,18 @@ def adapt(state: ControllerState, statistics: Statistics, targets: Targets) -> C
     if targets.adapt_hi:
         if statistics.fp16 * 256 > nonzero * targets.hi_most:
             if hi >> 10 < targets.hi_max:
-                hi += _STEP
-        elif statistics.fp16 * 256 < nonzero * targets.hi_least and hi >> 10 > targets.hi_min and hi - _STEP >= lo:
-            hi -= _STEP
+                hi += _HI_STEP
+        elif statistics.fp16 * 256 < nonzero * targets.hi_least and hi >> 10 > targets.hi_min and hi - _HI_STEP >= lo:
+            hi -= _HI_STEP
 
     if targets.adapt_lo:
         if statistics.underflow * 256 > total * targets.lo_most:
             if lo >> 10 > targets.lo_min:
-                lo -= _STEP
-        elif statistics.underflow * 256 < total * targets.lo_least and lo >> 10 < targets.lo_max and lo + _STEP <= hi:
-            lo += _STEP
+                lo -= _LO_STEP
+        elif (
+            statistics.underflow * 256 < total * targets.lo_least and lo >> 10 < targets.lo_max and lo + _LO_STEP <= hi
+        ):
+            lo += _LO_STEP
     return ControllerState(scale, lo, hi)
 
 
@@ -232,7 +235,7 @@ def _after_overflow(state: ControllerState, targets: Targets) -> ControllerState
     if targets.adapt_scale:
         scale = min(scale + 1, SCALE_MAX)
     if targets.adapt_lo:
-        lo -= _STEP * min(max((lo >> 10) - targets.lo_min, 0), 2)
+        lo -= _LO_STEP * min(max((lo >> 10) - targets.lo_min, 0), 2)
     return replace(state, scale=scale, lo=lo)
 
 

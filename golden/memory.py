@@ -1,4 +1,4 @@
-"""Encoded tensors in memory: blocks of 64 elements, their slots and their length table.
+"""Encoded tensors in memory: blocks of 64 elements, the runs that they are packed into, and their length table.
 
 `encode_block` and `decode_block` handle one block byte by byte and are the reference; `encode_blocks`, `decode_blocks`
 and `TensorLayout` are vectorised.
@@ -16,11 +16,13 @@ from golden.formats import E4M3, FP16, decode, round_encode
 
 __all__ = [
     "BLOCK",
-    "LENGTH_UNIT",
     "MAX_LENGTH",
+    "MAX_LOG2_RUN",
     "SLOT_BYTES",
     "DecodeError",
     "TensorLayout",
+    "block_lengths",
+    "block_parts",
     "decode_block",
     "decode_blocks",
     "decode_slots",
@@ -33,13 +35,13 @@ BLOCK = 64
 """Elements of a block."""
 
 SLOT_BYTES = 160
-"""Bytes between the starts of consecutive blocks in memory."""
+"""Bytes of memory for each block of a run, whatever it needs."""
 
-LENGTH_UNIT = 8
-"""Bytes in a unit of the length table."""
+MAX_LENGTH = 145
+"""Bytes of the longest block."""
 
-MAX_LENGTH = 19
-"""The longest block: 145 bytes, that is 19 units."""
+MAX_LOG2_RUN = 4
+"""A run has at most 16 blocks."""
 
 _ALIGN = 32
 _MAGIC = 0b1010
@@ -81,10 +83,6 @@ def _bytes_of_e4m3(pattern: int) -> int:
     return byte
 
 
-def _padded(raw: bytes) -> bytes:
-    return raw + bytes(-len(raw) % LENGTH_UNIT)
-
-
 def encode_block(bits: Sequence[int], codes: Sequence[int]) -> bytes:
     """Reference encoder: the bytes of one block.
 
@@ -98,7 +96,7 @@ def encode_block(bits: Sequence[int], codes: Sequence[int]) -> bytes:
     Returns
     -------
     bytes
-        A multiple of 8 bytes, at most 152.
+        1 to 145 bytes.
 
     Raises
     ------
@@ -131,7 +129,7 @@ def encode_block(bits: Sequence[int], codes: Sequence[int]) -> bytes:
         raw += mask.to_bytes(8, "little")
     if precision_mode == _MIXED:
         raw += precisions.to_bytes(-(-count // 8), "little")
-    return _padded(raw + payload)
+    return raw + payload
 
 
 def decode_block(raw: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
@@ -144,8 +142,8 @@ def decode_block(raw: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     DecodeError
         If the block is malformed; `reason` says how.
     """
-    if not raw or len(raw) % LENGTH_UNIT or len(raw) > MAX_LENGTH * LENGTH_UNIT:
-        raise DecodeError(f"length must be 1 to {MAX_LENGTH} units of {LENGTH_UNIT} bytes, not {len(raw)} bytes")
+    if not 1 <= len(raw) <= MAX_LENGTH:
+        raise DecodeError(f"length must be 1 to {MAX_LENGTH} bytes, not {len(raw)}")
     header = raw[0]
     nonzero_mode, precision_mode, magic = header & 3, header >> 2 & 3, header >> 4
     if magic != _MAGIC:
@@ -159,7 +157,7 @@ def decode_block(raw: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     position, mask = 1, (1 << BLOCK) - 1 if nonzero_mode == _DENSE else 0
     if nonzero_mode == _MASKED:
         if len(raw) < 9:
-            raise DecodeError(f"length must be at least 2 units for a mask, not {len(raw) // LENGTH_UNIT}")
+            raise DecodeError(f"length must be at least 9 bytes for a mask, not {len(raw)}")
         mask, position = int.from_bytes(raw[1:9], "little"), 9
         if mask in (0, (1 << BLOCK) - 1):
             raise DecodeError(f"mask of a masked block must be neither empty nor full, not {mask:#018x}")
@@ -171,10 +169,8 @@ def decode_block(raw: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
         position += size
     used = precisions & ((1 << count) - 1)
     end = position + count + used.bit_count()
-    if len(raw) != end + -end % LENGTH_UNIT:
-        raise DecodeError(
-            f"length must be {-(-end // LENGTH_UNIT)} units by its contents, not {len(raw) // LENGTH_UNIT}"
-        )
+    if len(raw) != end:
+        raise DecodeError(f"length must be {end} bytes by its contents, not {len(raw)}")
     if precision_mode == _MIXED:
         if used != precisions:
             raise DecodeError("bits beyond the precision mask must be zero")
@@ -198,8 +194,6 @@ def decode_block(raw: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
             bits[index], codes[index] = expanded[raw[position]], CODE_FP8
             position += 1
         rank += 1
-    if any(raw[position:]):
-        raise DecodeError("bytes beyond the payloads must be zero")
     return bits, codes
 
 
@@ -216,6 +210,21 @@ def _check_pair(bits: ArrayLike, codes: ArrayLike) -> tuple[NDArray[np.uint16], 
     return bits, codes
 
 
+def block_parts(codes: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Bytes [blocks] of the non-zero mask, the precision mask and the payloads of blocks with codes [blocks, 64]."""
+    codes = np.asarray(codes, np.uint8)
+    n16 = np.count_nonzero(codes == CODE_FP16, axis=1)
+    nnz = n16 + np.count_nonzero(codes == CODE_FP8, axis=1)
+    masked, mixed = (nnz > 0) & (nnz < BLOCK), (n16 > 0) & (n16 < nnz)
+    return 8 * masked, (nnz + 7) // 8 * mixed, nnz + n16
+
+
+def block_lengths(codes: ArrayLike) -> NDArray[np.uint8]:
+    """Bytes [blocks] that blocks with these codes [blocks, 64] take: what `encode_slots` gives, without encoding."""
+    mask, precisions, payload = block_parts(codes)
+    return (1 + mask + precisions + payload).astype(np.uint8)
+
+
 def encode_slots(bits: ArrayLike, codes: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Encode many blocks.
 
@@ -228,9 +237,9 @@ def encode_slots(bits: ArrayLike, codes: ArrayLike) -> tuple[NDArray[np.uint8], 
     Returns
     -------
     slots : uint8 array [blocks, 160]
-        Each block from its slot's first byte, zeros behind it.
+        The bytes of each block, zeros behind them.
     lengths : uint8 array [blocks]
-        Used length in units of 8 bytes.
+        How many bytes it has.
 
     Raises
     ------
@@ -276,8 +285,7 @@ def encode_slots(bits: ArrayLike, codes: ArrayLike) -> tuple[NDArray[np.uint8], 
     where, payload = offset[is16], bits[is16]
     flat[where] = payload & np.uint16(0xFF)
     flat[where + 1] = payload >> np.uint16(8)
-    end = start + nnz + n16
-    return slots, ((end + LENGTH_UNIT - 1) // LENGTH_UNIT).astype(np.uint8)
+    return slots, (start + nnz + n16).astype(np.uint8)
 
 
 def decode_slots(
@@ -288,7 +296,7 @@ def decode_slots(
     Parameters
     ----------
     slots : uint8 array [blocks, 160]
-        Only the used bytes are looked at.
+        Only the first `lengths` bytes of each are looked at.
     lengths : uint8 array [blocks]
     on_error : {"raise", "zeros"}
         What a malformed block does: `DecodeError`, or zeros as the chip delivers.
@@ -338,7 +346,7 @@ def decode_slots(
     bad |= mixed & ((n16 == 0) | (n16 == nnz))
     start = start + precision_bytes
     end = start + nnz + n16
-    bad |= lengths != (end + LENGTH_UNIT - 1) // LENGTH_UNIT
+    bad |= lengths != end
     sizes = nonzero.astype(np.int64) + is16
     offset = start[:, None] + np.cumsum(sizes, axis=1) - sizes
     offset = np.minimum(offset, SLOT_BYTES - 2) + SLOT_BYTES * np.arange(blocks)[:, None]
@@ -348,18 +356,15 @@ def decode_slots(
     bits = np.where(is16, low | high << np.uint16(8), np.where(is8, _e4m3_tables()[1][low], np.uint16(0)))
     bad |= (is8 & ((low & 0x7F == 0) | (low & 0x7F == 0x7F))).any(1)
     bad |= (is16 & (bits & np.uint16(0x7FFF) == 0)).any(1)
-    column = np.arange(SLOT_BYTES)
-    tail = (column >= end[:, None]) & (column < LENGTH_UNIT * lengths.astype(np.int64)[:, None])
-    bad |= ((slots != 0) & tail).any(1)
     codes = np.where(is16, np.uint8(CODE_FP16), np.where(is8, np.uint8(CODE_FP8), np.uint8(CODE_ZERO)))
     if bad.any():
         if on_error == "raise":
             block = int(np.flatnonzero(bad)[0])
             length = int(lengths[block])
             if not 1 <= length <= MAX_LENGTH:
-                raise DecodeError(f"length must be 1 to {MAX_LENGTH} units, not {length}", block)
+                raise DecodeError(f"length must be 1 to {MAX_LENGTH} bytes, not {length}", block)
             try:
-                decode_block(slots[block, : LENGTH_UNIT * length].tobytes())
+                decode_block(slots[block, :length].tobytes())
             except DecodeError as error:
                 raise DecodeError(error.reason, block) from None
             raise AssertionError("the decoders disagree")
@@ -370,7 +375,7 @@ def decode_slots(
 def encode_blocks(bits: ArrayLike, codes: ArrayLike) -> list[bytes]:
     """The bytes of each block of [blocks, 64] elements (or of 64 times any number); see `encode_slots`."""
     slots, lengths = encode_slots(np.asarray(bits).reshape(-1, BLOCK), np.asarray(codes).reshape(-1, BLOCK))
-    return [slot[: LENGTH_UNIT * int(length)].tobytes() for slot, length in zip(slots, lengths, strict=True)]
+    return [slot[: int(length)].tobytes() for slot, length in zip(slots, lengths, strict=True)]
 
 
 def decode_blocks(blocks: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
@@ -383,11 +388,10 @@ def decode_blocks(blocks: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[
     """
     slots, lengths = np.zeros((len(blocks), SLOT_BYTES), np.uint8), np.zeros(len(blocks), np.uint8)
     for index, raw in enumerate(blocks):
-        if not raw or len(raw) % LENGTH_UNIT or len(raw) > MAX_LENGTH * LENGTH_UNIT:
-            reason = f"length must be 1 to {MAX_LENGTH} units of {LENGTH_UNIT} bytes, not {len(raw)} bytes"
-            raise DecodeError(reason, index)
+        if not 1 <= len(raw) <= MAX_LENGTH:
+            raise DecodeError(f"length must be 1 to {MAX_LENGTH} bytes, not {len(raw)}", index)
         slots[index, : len(raw)] = np.frombuffer(raw, np.uint8)
-        lengths[index] = len(raw) // LENGTH_UNIT
+        lengths[index] = len(raw)
     bits, codes, _ = decode_slots(slots, lengths)
     return bits, codes
 
@@ -399,24 +403,34 @@ class TensorLayout:
     Parameters
     ----------
     lines : int
-        Image lines; of weights, kernel taps.
+        Lines of all images; of weights, kernel taps.
     pixels : int
         Pixels of a line; of weights, input channels.
     channels : int
-        Elements of a pixel.
+        Elements of a pixel. Beyond 64, each 64 of them are a plane.
     beat : int
         Least number of channels that a pixel is padded to: a power of two up to 64.
+    image_lines : int
+        Lines of an image, a divisor of `lines`; 0: all of them.
+    line_blocks : int
+        Block numbers from one line to the next, at least the blocks of a line; 0: just these.
+    log2_run : int
+        Blocks of a run: 2 to this power, 0 to 4. Runs must not begin in a line behind its first block unless
+        `line_blocks` leaves no number unused.
 
     Raises
     ------
     ValueError
-        If a number is less than 1, or `beat` is no power of two up to 64.
+        If a number is out of its range.
     """
 
     lines: int
     pixels: int
     channels: int
     beat: int = 4
+    image_lines: int = 0
+    line_blocks: int = 0
+    log2_run: int = 0
 
     def __post_init__(self) -> None:
         for name in ("lines", "pixels", "channels"):
@@ -425,6 +439,20 @@ class TensorLayout:
                 raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
         if self.beat not in (1, 2, 4, 8, 16, 32, 64):
             raise ValueError(f"beat must be a power of two up to {BLOCK}, not {self.beat!r}")
+        if not self.image_lines:
+            object.__setattr__(self, "image_lines", self.lines)
+        if self.image_lines < 1 or self.lines % self.image_lines:
+            raise ValueError(f"image_lines must be a divisor of lines = {self.lines}, not {self.image_lines!r}")
+        if not self.line_blocks:
+            object.__setattr__(self, "line_blocks", self.used_blocks)
+        if self.line_blocks < self.used_blocks:
+            raise ValueError(f"line_blocks must be at least {self.used_blocks}, not {self.line_blocks!r}")
+        if not 0 <= self.log2_run <= MAX_LOG2_RUN:
+            raise ValueError(f"log2_run must be 0 to {MAX_LOG2_RUN}, not {self.log2_run!r}")
+        if self.line_blocks != self.used_blocks and self.line_blocks % (1 << self.log2_run):
+            raise ValueError(
+                f"line_blocks must be a multiple of the run's {1 << self.log2_run} blocks, not {self.line_blocks!r}"
+            )
 
     @property
     def padded_channels(self) -> int:
@@ -434,8 +462,8 @@ class TensorLayout:
         return max(self.beat, 1 << (int(self.channels) - 1).bit_length())
 
     @property
-    def pixel_blocks(self) -> int:
-        """Blocks of a pixel (1 where pixels share a block)."""
+    def planes(self) -> int:
+        """Planes that the channels are cut into."""
         return max(1, self.padded_channels // BLOCK)
 
     @property
@@ -444,14 +472,14 @@ class TensorLayout:
         return max(1, BLOCK // self.padded_channels)
 
     @property
-    def line_blocks(self) -> int:
+    def used_blocks(self) -> int:
         """Blocks of a line."""
-        return -(-self.pixels // self.block_pixels) * self.pixel_blocks
+        return -(-self.pixels // self.block_pixels)
 
     @property
     def blocks(self) -> int:
-        """Blocks of the tensor."""
-        return self.lines * self.line_blocks
+        """Block numbers of the tensor."""
+        return self.lines * self.planes * self.line_blocks
 
     @property
     def slot_bytes(self) -> int:
@@ -471,7 +499,9 @@ class TensorLayout:
     def block_of(self, line: ArrayLike, pixel: ArrayLike, channel: ArrayLike) -> NDArray[np.int64]:
         """Number of the block that holds an element (arrays broadcast)."""
         line, pixel, channel = (np.asarray(one, np.int64) for one in (line, pixel, channel))
-        return line * self.line_blocks + pixel // self.block_pixels * self.pixel_blocks + channel // BLOCK
+        image, within = line // self.image_lines, line % self.image_lines
+        plane = image * self.planes + channel // BLOCK
+        return (plane * self.image_lines + within) * self.line_blocks + pixel // self.block_pixels
 
     def element_of(self, pixel: ArrayLike, channel: ArrayLike) -> NDArray[np.int64]:
         """Number of an element within its block (arrays broadcast)."""
@@ -484,6 +514,10 @@ class TensorLayout:
         block = self.block_of(line, pixel, channel)
         return block, np.broadcast_to(self.element_of(pixel, channel), block.shape)
 
+    def used(self) -> NDArray[np.bool_]:
+        """Which block numbers are those of blocks."""
+        return np.arange(self.blocks) % self.line_blocks < self.used_blocks
+
     def to_blocks(self, array: ArrayLike) -> NDArray:
         """An array [lines, pixels, channels] cut into blocks [blocks, 64], padded with zeros.
 
@@ -495,10 +529,10 @@ class TensorLayout:
         array = np.asarray(array)
         if array.shape != self.shape:
             raise ValueError(f"array must have shape {self.shape}, not {array.shape!r}")
-        pixels = self.line_blocks // self.pixel_blocks * self.block_pixels
-        padded = np.zeros((self.lines, pixels, self.padded_channels), array.dtype)
+        padded = np.zeros((self.lines, self.line_blocks * self.block_pixels, self.padded_channels), array.dtype)
         padded[:, : self.pixels, : self.channels] = array
-        return padded.reshape(self.blocks, BLOCK)
+        split = padded.reshape(-1, self.image_lines, padded.shape[1], self.planes, min(self.padded_channels, BLOCK))
+        return split.transpose(0, 3, 1, 2, 4).reshape(self.blocks, BLOCK)
 
     def from_blocks(self, blocks: ArrayLike) -> NDArray:
         """Inverse of `to_blocks`; padding is dropped.
@@ -511,8 +545,25 @@ class TensorLayout:
         blocks = np.asarray(blocks)
         if blocks.shape != (self.blocks, BLOCK):
             raise ValueError(f"blocks must have shape {(self.blocks, BLOCK)}, not {blocks.shape!r}")
-        padded = blocks.reshape(self.lines, -1, self.padded_channels)
+        pixels = self.line_blocks * self.block_pixels
+        split = blocks.reshape(-1, self.planes, self.image_lines, pixels, min(self.padded_channels, BLOCK))
+        padded = split.transpose(0, 2, 3, 1, 4).reshape(self.lines, pixels, self.padded_channels)
         return padded[:, : self.pixels, : self.channels].copy()
+
+    def block_addresses(self, lengths: ArrayLike) -> NDArray[np.int64]:
+        """Where each block begins, in bytes from the first slot on, by the lengths [blocks] in the table."""
+        lengths = np.asarray(lengths, np.int64)
+        run = 1 << self.log2_run
+        padded = np.zeros(-(-self.blocks // run) * run, np.int64)
+        padded[: self.blocks] = lengths
+        before = np.cumsum(padded.reshape(-1, run), axis=1) - padded.reshape(-1, run)
+        return (before + SLOT_BYTES * run * np.arange(len(before))[:, None]).ravel()[: self.blocks]
+
+    def lengths(self, codes: ArrayLike) -> NDArray[np.uint8]:
+        """The length table [blocks] of a tensor with these codes [lines, pixels, channels]."""
+        lengths = block_lengths(self.to_blocks(codes))
+        lengths[~self.used()] = 0
+        return lengths
 
     def pack(self, bits: ArrayLike, codes: ArrayLike) -> tuple[bytes, bytes]:
         """Memory image of a tensor.
@@ -526,7 +577,7 @@ class TensorLayout:
         slots : bytes
             `slot_bytes` bytes, zeros where unused.
         table : bytes
-            `table_bytes` bytes, zeros beyond the last block.
+            `table_bytes` bytes, zeros where unused.
 
         Raises
         ------
@@ -535,7 +586,11 @@ class TensorLayout:
         """
         bits, codes = _check_pair(bits, codes)
         slots, lengths = encode_slots(self.to_blocks(bits), self.to_blocks(codes))
-        return slots.tobytes(), lengths.tobytes() + bytes(self.table_bytes - self.blocks)
+        lengths[~self.used()] = 0
+        image = np.zeros(self.slot_bytes, np.uint8)
+        row, column = np.nonzero(np.arange(SLOT_BYTES) < lengths[:, None])
+        image[self.block_addresses(lengths)[row] + column] = slots[row, column]
+        return image.tobytes(), lengths.tobytes() + bytes(self.table_bytes - self.blocks)
 
     def unpack(
         self, slots: bytes, table: bytes, on_error: str = "raise"
@@ -553,10 +608,15 @@ class TensorLayout:
             raise ValueError(f"slots must have {self.slot_bytes} bytes, not {len(slots)!r}")
         if len(table) < self.blocks:
             raise ValueError(f"table must have {self.blocks} bytes, not {len(table)!r}")
-        image = np.frombuffer(slots, np.uint8, self.slot_bytes).reshape(-1, SLOT_BYTES)
-        bits, codes, _ = decode_slots(image, np.frombuffer(table, np.uint8, self.blocks), on_error)
+        used = self.used()
+        lengths = np.where(used, np.frombuffer(table, np.uint8, self.blocks), np.uint8(0))
+        image = np.zeros(self.slot_bytes + 255 * (1 + (1 << self.log2_run)), np.uint8)
+        image[: self.slot_bytes] = np.frombuffer(slots, np.uint8, self.slot_bytes)
+        block = image[self.block_addresses(lengths)[used][:, None] + np.arange(SLOT_BYTES)]
+        bits, codes = np.zeros((self.blocks, BLOCK), np.uint16), np.zeros((self.blocks, BLOCK), np.uint8)
+        bits[used], codes[used], _ = decode_slots(block, lengths[used], on_error)
         return self.from_blocks(bits), self.from_blocks(codes)
 
     def bus_bytes(self, table: bytes) -> int:
-        """Bytes of the blocks that are in use: what one transfer of all slots moves, tables not counted."""
-        return LENGTH_UNIT * int(np.frombuffer(table, np.uint8, self.blocks).sum(dtype=np.int64))
+        """Bytes of all blocks."""
+        return int(np.frombuffer(table, np.uint8, self.blocks)[self.used()].sum(dtype=np.int64))

@@ -2,7 +2,8 @@
 
 Follows docs/training.md step by step; every tensor that the chip leaves in memory is in the result under its name
 there: outputs by their node's name, "d.NAME" their errors, "w.NAME" and "g.NAME" weights and their gradients,
-"master.NAME" and "momentum.NAME" the FP32 copies, "BN.mean" and so on the per-channel vectors.
+"master.NAME" and "momentum.NAME" the FP32 copies (the momentum Quantised if it has a format), "BN.mean" and so on the
+per-channel vectors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,8 @@ class Formats:
     error: Policy = FP16_POLICY
     weight: Policy = FP16_POLICY
     gradient: Policy = FP16_POLICY
+    momentum: Policy | None = None
+    """Of the momenta of weights; None: they stay FP32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,8 @@ class StepResult:
 
     tensors: dict[str, Any]
     loss: float
+    overflow: bool = False
+    """An error or gradient was stored that is infinite or NaN."""
 
 
 @dataclass
@@ -406,9 +411,10 @@ class Network:
 
     # Update, and all of it.
 
-    def update(self, state: State, tensors: dict) -> None:
+    def update(self, state: State, tensors: dict, loss_scale: float | None = None) -> None:
         """Update the state from the gradients in `tensors`; the new copies are added to `tensors`."""
         settings = self.settings
+        loss_scale = settings.loss_scale if loss_scale is None else loss_scale
         for name, value in state.parameters.items():
             gradient = tensors[f"g.{name}"]
             is_weight = isinstance(gradient, Quantised)
@@ -419,28 +425,51 @@ class Network:
                 lr=settings.rate,
                 momentum=settings.momentum,
                 weight_decay=settings.decay if is_weight else 0.0,
-                inv_loss_scale=1.0 / settings.loss_scale,
+                inv_loss_scale=1.0 / loss_scale,
             )
             state.parameters[name], state.momenta[name] = value, momentum
             tensors[f"master.{name}"], tensors[f"momentum.{name}"] = value, momentum
+            if is_weight and self.formats.momentum is not None:
+                stored = tensors[f"momentum.{name}"] = self._store(state, f"momentum.{name}", "momentum", momentum)
+                state.momenta[name] = stored.values()
             if is_weight:
                 tensors[f"w.{name}"] = state.weights[name] = self._store(state, f"w.{name}", "weight", value)
 
-    def loss_error(self, logits: F32, labels: NDArray[np.int64]) -> tuple[float, Quantised]:
+    def loss_error(
+        self, logits: F32, labels: NDArray[np.int64], loss_scale: float | None = None
+    ) -> tuple[float, Quantised]:
         """What the host computes: the loss, and the encoded error of the logits."""
         loss, gradient = vector.loss_and_gradient(logits, labels)
-        scaled = vector.mul(gradient, np.float32(self.settings.loss_scale))
+        scaled = vector.mul(gradient, np.float32(self.settings.loss_scale if loss_scale is None else loss_scale))
         return loss, self._encode(scaled[:, :, None, None], "error")
 
-    def train_step(self, state: State, images: F32, labels: NDArray[np.int64]) -> StepResult:
-        """One training step; `state` is changed."""
+    def train_step(
+        self, state: State, images: F32, labels: NDArray[np.int64], *, loss_scale: float | None = None
+    ) -> StepResult:
+        """One training step; `state` is changed.
+
+        Parameters
+        ----------
+        images : float32 array [N, C, H, W]
+        labels : int64 array [N]
+        loss_scale : float or None
+            Of this step; there is then no update if an error or gradient overflows. None: that of the settings, and
+            always an update.
+        """
         tensors, saved = self.forward(state, images)
         logits = tensors[self.layers[-1].name]
         assert isinstance(logits, np.ndarray)
-        loss, error = self.loss_error(logits, labels)
+        loss, error = self.loss_error(logits, labels, loss_scale)
+        before = set(tensors)
         self.backward(state, tensors, saved, error)
-        self.update(state, tensors)
-        return StepResult(tensors, loss)
+        overflow = any(
+            bool(((value.bits & np.uint16(0x7C00)) == 0x7C00).any())
+            for name, value in tensors.items()
+            if name not in before and isinstance(value, Quantised) and value is not error
+        )
+        if loss_scale is None or not overflow:
+            self.update(state, tensors, loss_scale)
+        return StepResult(tensors, loss, overflow)
 
 
 def _reshape(x: Quantised, shape: tuple[int, ...]) -> Quantised:

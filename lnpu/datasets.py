@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["load_images", "normalise"]
+__all__ = ["load_images", "normalise", "resize"]
 
 _CIFAR_CLASSES = 10
 _CIFAR_SHAPE = (3, 32, 32)
@@ -67,7 +67,19 @@ def load_images(
     if count is not None and not 1 <= count <= len(images):
         raise ValueError(f"count must be 1 to {len(images)} (the images in {source or 'the digits'}), not {count!r}")
     order = np.random.default_rng(seed).permutation(len(images))[:count]
-    return _resize(images[order], image), labels[order], classes
+    return resize(images[order], image), labels[order], classes
+
+
+def resize(images: Images, size: int) -> Images:
+    """Square images (uint8, NCHW) with height and width `size`: how, see `load_images`."""
+    n, channels, old, _ = images.shape
+    if old % size == 0:
+        factor = old // size
+        areas = images.reshape(n, channels, size, factor, size, factor).sum(axis=(3, 5), dtype=np.int64)
+        return ((2 * areas + factor * factor) // (2 * factor * factor)).astype(np.uint8)
+    # Nearest: the source pixel in which the centre of the new pixel lies; repeats pixels where `old` divides `size`.
+    index = (2 * np.arange(size) + 1) * old // (2 * size)
+    return np.ascontiguousarray(images[:, :, index[:, None], index])
 
 
 def normalise(images: Images) -> npt.NDArray[np.float32]:
@@ -228,14 +240,3 @@ def _checked(images: Images, labels: Labels, name: str, classes: int | None) -> 
 def _join(batches: list[tuple[Images, Labels]]) -> tuple[Images, Labels, int]:
     images = np.concatenate([images for images, _ in batches])
     return images, np.concatenate([labels for _, labels in batches]), _CIFAR_CLASSES
-
-
-def _resize(images: Images, size: int) -> Images:
-    n, channels, old, _ = images.shape
-    if old % size == 0:
-        factor = old // size
-        areas = images.reshape(n, channels, size, factor, size, factor).sum(axis=(3, 5), dtype=np.int64)
-        return ((2 * areas + factor * factor) // (2 * factor * factor)).astype(np.uint8)
-    # Nearest: the source pixel in which the centre of the new pixel lies; repeats pixels where `old` divides `size`.
-    index = (2 * np.arange(size) + 1) * old // (2 * size)
-    return np.ascontiguousarray(images[:, :, index[:, None], index])

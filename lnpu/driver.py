@@ -11,17 +11,30 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+import golden.memory
 from golden.fgmp import Quantised, fgmp
 from golden.memory import SLOT_BYTES, TensorLayout
 from golden.vector import loss_and_gradient
 from lnpu.compiler.graph import Conv
+from lnpu.compiler.layers import rounded
 from lnpu.compiler.program import Program
 from lnpu.compiler.tensor import RawTensor, Tensor
+from lnpu.compiler.tiles import float_bits
 from lnpu.compiler.training import TrainingStep
 from lnpu.config import ChipConfig
+from lnpu.ctrl.commands import COMMAND_BYTES, Command
 from lnpu.ctrl.counters import COUNTERS
+from lnpu.formats import TensorKind
+from lnpu.loss_scaling import LossScaler
 
-__all__ = ["Device", "Host", "Measurement", "Trainer", "read_raw", "read_tensor", "write_raw", "write_tensor"]
+__all__ = [
+    "Device", "Host", "Measurement", "Trainer", "block_lengths", "read_raw", "read_tensor", "to_blocks", "write_raw",
+    "write_tensor",
+]  # fmt: skip
+
+
+STORED_NONFINITE = 2
+"""Bit of the sticky flags: an infinite or NaN element was stored."""
 
 
 class Device(Protocol):
@@ -32,11 +45,44 @@ class Device(Protocol):
         """External memory, from address 0."""
 
     def run_program(self, address: int, commands: int) -> dict[str, int]:
-        """Run a program that is in memory; returns the counters."""
+        """Run a program that is in memory; returns at least ``flags``, the chip's sticky flags after it."""
+
+    def clear_flags(self) -> None:
+        """Clear the sticky flags."""
 
 
 def _layout(tensor: Tensor, beat: int) -> TensorLayout:
-    return TensorLayout(tensor.lines, tensor.width, tensor.channels, beat)
+    return TensorLayout(
+        tensor.lines,
+        tensor.width,
+        tensor.channels,
+        beat,
+        image_lines=tensor.height,
+        line_blocks=tensor.line_blocks,
+        log2_run=tensor.log2_run,
+    )
+
+
+def _to_lines(tensor: Tensor, part: NDArray) -> NDArray:
+    """[images, channels, height, width] as [lines, pixels, channels]."""
+    shape = (tensor.images, tensor.channels, tensor.height, tensor.width)
+    if part.shape != shape:
+        raise ValueError(f"{tensor.name} must have shape {shape}, not {part.shape!r}")
+    return np.ascontiguousarray(part.transpose(0, 2, 3, 1)).reshape(tensor.lines, tensor.width, tensor.channels)
+
+
+def to_blocks(tensor: Tensor, part: NDArray, beat: int) -> NDArray:
+    """Patterns or codes of a tensor, OIHW of weights and their gradients, else NCHW, as blocks [blocks, 64]."""
+    if tensor.kind in (TensorKind.WEIGHT, TensorKind.GRADIENT, TensorKind.OPTIMIZER):
+        part = _to_pixels(part, tensor.width).transpose(2, 0, 1)[None]
+    return _layout(tensor, beat).to_blocks(_to_lines(tensor, part))
+
+
+def block_lengths(tensor: Tensor, value: Quantised, beat: int) -> NDArray[np.uint8]:
+    """The length table of a tensor with this value, shaped as in `to_blocks`."""
+    lengths = golden.memory.block_lengths(to_blocks(tensor, value.codes, beat))
+    lengths[~_layout(tensor, beat).used()] = 0
+    return lengths
 
 
 def write_tensor(memory: NDArray[np.uint8], tensor: Tensor, value: Quantised, beat: int) -> None:
@@ -47,14 +93,7 @@ def write_tensor(memory: NDArray[np.uint8], tensor: Tensor, value: Quantised, be
     value : Quantised
         Shape [images, channels, height, width].
     """
-    shape = (tensor.images, tensor.channels, tensor.height, tensor.width)
-    if value.bits.shape != shape:
-        raise ValueError(f"{tensor.name} must have shape {shape}, not {value.bits.shape!r}")
-    lines = (tensor.lines, tensor.width, tensor.channels)
-    bits, codes = (
-        np.ascontiguousarray(part.transpose(0, 2, 3, 1)).reshape(lines) for part in (value.bits, value.codes)
-    )
-    slots, table = _layout(tensor, beat).pack(bits, codes)
+    slots, table = _layout(tensor, beat).pack(_to_lines(tensor, value.bits), _to_lines(tensor, value.codes))
     memory[tensor.slots : tensor.slots + len(slots)] = np.frombuffer(slots, np.uint8)
     memory[tensor.table : tensor.table + len(table)] = np.frombuffer(table, np.uint8)
 
@@ -168,12 +207,22 @@ class Trainer:
         Its memory must be as large as the step's map.
     progress : callable or None
         Called with a text when a program starts.
+    scaler : LossScaler or None
+        Chooses the loss scale of every step, and leaves out updates from gradients that overflowed. None: the loss
+        scale of the step's optimiser, and always an update.
     """
 
-    def __init__(self, step: TrainingStep, device: Device, progress: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        step: TrainingStep,
+        device: Device,
+        progress: Callable[[str], None] | None = None,
+        scaler: LossScaler | None = None,
+    ) -> None:
         if len(device.memory) < step.map.next:
             raise ValueError(f"the device's memory must have {step.map.next} bytes, not {len(device.memory)}")
-        self.step, self.device = step, device
+        self.step, self.device, self.scaler = step, device, scaler
+        self.loss_scale = step.optimiser.loss_scale
         self.host = Host(step.config, device.memory)
         self.progress = progress or (lambda text: None)
         for program in (step.initial, step.forward, step.inference, step.backward, step.update):
@@ -204,7 +253,10 @@ class Trainer:
             if value.shape != self.weight_shape(name):
                 raise ValueError(f"{name} must have shape {self.weight_shape(name)}, not {value.shape!r}")
             host.write_master(weight.master, value, weight.weight.width)
-            host.write_master(weight.momentum, np.zeros_like(value), weight.weight.width)
+            if isinstance(weight.momentum, Tensor):
+                host.write_weight(weight.momentum, fgmp(np.zeros_like(value), weight.momentum.policy))
+            else:
+                host.write_master(weight.momentum, np.zeros_like(value), weight.weight.width)
             host.write_weight(weight.weight, fgmp(value, weight.weight.policy))
         for name, vector in step.vectors.items():
             host.write_vector(vector.master, parameters[name])
@@ -226,20 +278,37 @@ class Trainer:
     def train(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
         """One training step; returns the loss. `measurements` then has all operations of the step."""
         step = self.step
+        if self.scaler is not None:
+            self._set_loss_scale(self.scaler.scale)
         logits = self.forward(images)
         measurements = self.measurements
         loss, gradient = loss_and_gradient(logits, labels)
         error = step.encoded(f"d.{step.graph.nodes[-1].name}")
-        scaled = gradient * np.float32(step.optimiser.loss_scale)
+        scaled = gradient * np.float32(self.loss_scale)
         self.host.write(error, fgmp(scaled.reshape(*scaled.shape, 1, 1), error.policy))
+        if self.scaler is not None:
+            self.device.clear_flags()
         measurements += self._run(step.backward, "back-propagation and weight gradients")
-        measurements += self._run(step.update, "update")
+        if self.scaler is None or self.scaler.step(bool(self.flags & STORED_NONFINITE)):
+            measurements += self._run(step.update, "update")
         self.measurements = measurements
         return loss
 
+    def _set_loss_scale(self, scale: float) -> None:
+        """Change the loss scale, which the update divides by: in the program that is in memory."""
+        if scale == self.loss_scale:
+            return
+        self.loss_scale = scale
+        update, memory = self.step.update, self.device.memory
+        for index in update.loss_scalings:
+            command = update.commands[index]
+            command = Command(command.opcode, **command.fields | {"immediate_b": float_bits(rounded(1.0 / scale))})
+            start = self.step.address(update) + COMMAND_BYTES * index
+            memory[start : start + COMMAND_BYTES] = np.frombuffer(command.encode(), np.uint8)
+
     def _run(self, program: Program, text: str) -> list[Measurement]:
         self.progress(text)
-        self.device.run_program(self.step.address(program), len(program.commands))
+        self.flags = self.device.run_program(self.step.address(program), len(program.commands))["flags"]
         measured = []
         before: dict[str, int] | None = None
         for mark, operation in zip(program.marks, self.step.operations(program), strict=True):

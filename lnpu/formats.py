@@ -7,7 +7,8 @@ __all__ = [
     "F16_INF",
     "F16_NAN",
     "F32_NAN",
-    "LENGTH_UNIT",
+    "MAX_LENGTH",
+    "MAX_LOG2_RUN",
     "SLOT_BYTES",
     "Code",
     "NonzeroMode",
@@ -20,10 +21,13 @@ __all__ = [
 from lnpu.config import BLOCK
 
 SLOT_BYTES = 160
-"""Bytes between the starts of consecutive encoded blocks in memory."""
+"""Bytes of memory for each encoded block of a run, whatever it needs."""
 
-LENGTH_UNIT = 8
-"""Bytes in a unit of the block-length table (one byte a block)."""
+MAX_LENGTH = 145
+"""Bytes of the longest encoded block."""
+
+MAX_LOG2_RUN = 4
+"""Encoded blocks of a run: 2 to this power at most, and at most as many as an AXI word has bytes."""
 
 F16_INF, F16_NAN, F32_NAN = 0x7C00, 0x7E00, 0x7FC00000
 """Canonical encodings: every NaN that the chip makes is one of the last two."""

@@ -1,18 +1,28 @@
 """The report of a training step: one HTML page with its plots inside, and the same figures as JSON."""
 
-import base64
-import html
-import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+from lnpu.page import (
+    PRECISIONS,
+    card,
+    image,
+    in_a_row,
+    legend,
+    new_figure,
+    number,
+    page,
+    percent,
+    section,
+    stacked_bars,
+    table,
+)
 
 __all__ = ["PHASES", "render_report", "write_report"]
 
@@ -26,40 +36,11 @@ PHASES = {
 """Phases of a training step, by the name that the report uses."""
 
 _COLOURS = {"ff": "#0072b2", "bp": "#d55e00", "wg": "#009e73", "update": "#cc79a7", "vector": "#8c8c8c"}
-_PRECISIONS = {
-    "zero": ("zero", "#d9d9d9"),
-    "underflow": ("underflow to zero", "#999999"),
-    "fp8": ("FP8", "#56b4e9"),
-    "fp16": ("FP16", "#e69f00"),
-}
 _REQUIRED = ("network", "config", "mismatches", "elements", "cycles", "ema_bits", "ops")
 _OP_FIELDS = (
     "mismatches", "elements", "cycles", "macs_dense", "macs_issued", "utilization", "mac16", "mac8", "skipped_zero",
     "skipped_padding",
 )  # fmt: skip
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1b1f24; background: #f6f7f9;
-       margin: 0; }
-main { max-width: 1080px; margin: 0 auto; padding: 24px; }
-h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 18px; margin: 0 0 8px; }
-p { margin: 0 0 10px; color: #4b5560; }
-section { background: #fff; border: 1px solid #e1e4e8; border-radius: 8px; padding: 18px 20px; margin: 16px 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 16px 0; }
-.card { background: #fff; border: 1px solid #e1e4e8; border-radius: 8px; padding: 12px 16px; }
-.card b { display: block; font-size: 22px; font-variant-numeric: tabular-nums; }
-.card span { color: #4b5560; font-size: 13px; }
-.card.good b { color: #1a7f37; } .card.bad b { color: #c9252d; }
-img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 8px; text-align: right; border-bottom: 1px solid #e9ecef; white-space: nowrap; }
-th { color: #4b5560; font-weight: 600; border-bottom: 2px solid #d0d5da; }
-th.text, td.text { text-align: left; }
-tr.bad td { background: #fdecec; }
-tr.total td { font-weight: 600; border-top: 2px solid #d0d5da; }
-"""
 
 
 def write_report(directory: Path | str, report: Mapping[str, Any]) -> Path:
@@ -108,53 +89,45 @@ def render_report(report: Mapping[str, Any]) -> str:
     title = f"Training step of {report['network']} on LNPU, configuration {_config_name(report['config'])}"
     parts = [_cards(report, ops)]
 
-    def section(heading: str, text: str, *content: str) -> None:
-        parts.append(f"<section><h2>{_text(heading)}</h2><p>{_text(text)}</p>{''.join(content)}</section>")
+    def add(heading: str, explanation: str, *content: str) -> None:
+        parts.append(section(heading, explanation, *content))
 
     if ops:
-        section(
-            "Cycles", "Clock cycles of every layer, by phase.", _image("Cycles by layer and phase", *_plot_cycles(ops))
-        )
+        add("Cycles", "Clock cycles of every layer, by phase.", image("Cycles by layer and phase", *_plot_cycles(ops)))
     if array_ops:
-        section(
+        add(
             "Utilisation of the array",
             "Multiply-accumulates issued, in percent of what the array could issue in the same cycles.",
-            _image("Utilisation by layer and phase", *_plot_utilisation(array_ops)),
+            image("Utilisation by layer and phase", *_plot_utilisation(array_ops)),
         )
-        section(
+        add(
             "Zero skipping",
             "Left: what became of the multiply-accumulates of a dense computation. Right: the streamed elements that "
             "took no cycle, by the reason.",
-            _image("Zeros skipped by source", *_plot_skipping(array_ops)),
+            image("Zeros skipped by source", *_plot_skipping(array_ops)),
         )
     if report.get("precision"):
-        section(
+        add(
             "Precision",
             "How the elements of each kind of tensor were stored.",
-            _image("Precision by kind of tensor", *_plot_precision(report["precision"])),
+            image("Precision by kind of tensor", *_plot_precision(report["precision"])),
         )
     if report.get("ema_by_kind"):
-        section(
+        add(
             "External memory access",
             "Bits on the memory bus by kind of tensor: as encoded, and what the same transfers take in plain FP16.",
-            _image("External memory access by kind of tensor", *_plot_ema(report["ema_by_kind"])),
+            image("External memory access by kind of tensor", *_plot_ema(report["ema_by_kind"])),
             _ema_table(report["ema_by_kind"]),
         )
     if steps := report.get("steps"):
-        content = [_image("Loss by step", *_plot_loss(steps))] if sum("loss" in step for step in steps) > 1 else []
-        section("Steps", "Figures of every step.", *content, _steps_table(steps))
+        content = [image("Loss by step", *_plot_loss(steps))] if sum("loss" in step for step in steps) > 1 else []
+        add("Steps", "Figures of every step.", *content, _steps_table(steps))
     if ops:
-        section("Operations", "Every operation, in the order it ran.", _ops_table(ops))
+        add("Operations", "Every operation, in the order it ran.", _ops_table(ops))
     if settings := report.get("settings"):
-        rows = [(str(key), _number(value)) for key, value in settings.items()]
-        section("Settings", "What this report was made with.", _table(("setting", "value"), rows, text_columns=2))
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body><main><h1>{_text(title)}</h1>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
+        rows = [(str(key), number(value)) for key, value in settings.items()]
+        add("Settings", "What this report was made with.", table(("setting", "value"), rows, text_columns=2))
+    return page(title, parts)
 
 
 def _validate(report: Mapping[str, Any]) -> None:
@@ -182,30 +155,11 @@ def _config_name(config: Any) -> str:
     return str(config.get("name", "custom") if isinstance(config, Mapping) else config)
 
 
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return str(value)
-    number = float(value)
-    return f"{number:,.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:.6g}"
-
-
 def _bits(value: float) -> str:
     for unit, size in (("Gbit", 1e9), ("Mbit", 1e6), ("kbit", 1e3)):
         if value >= size:
             return f"{value / size:.4g} {unit}"
     return f"{value:.0f} bit"
-
-
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f}%" if whole else "-"
-
-
-def _card(value: str, label: str, kind: str = "") -> str:
-    return f'<div class="card {kind}"><b>{_text(value)}</b><span>{_text(label)}</span></div>'
 
 
 def _cards(report: Mapping[str, Any], ops: Sequence[Mapping[str, Any]]) -> str:
@@ -214,47 +168,26 @@ def _cards(report: Mapping[str, Any], ops: Sequence[Mapping[str, Any]]) -> str:
     products = sum(op["mac16"] + op["mac8"] for op in ops)
     exact = mismatches == 0 and elements > 0
     cards = [
-        _card(
-            "bit-exact" if exact else f"{_number(mismatches)} mismatches",
-            f"{_number(elements)} elements compared with the golden model",
+        card(
+            "bit-exact" if exact else f"{number(mismatches)} mismatches",
+            f"{number(elements)} elements compared with the golden model",
             "good" if exact else "bad",
         ),
-        _card(_number(report["cycles"]), "cycles"),
-        _card(_bits(bits["fgmp"]), f"external memory access; plain FP16: {_bits(bits['fp16'])}"),
+        card(number(report["cycles"]), "cycles"),
+        card(_bits(bits["fgmp"]), f"external memory access; plain FP16: {_bits(bits['fp16'])}"),
     ]
     if bits["fp16"]:
         change = bits["fgmp"] / bits["fp16"] - 1
-        cards.append(_card(f"{100 * change:+.1f}%", "external memory access against plain FP16"))
+        cards.append(card(f"{100 * change:+.1f}%", "external memory access against plain FP16"))
     if dense:
-        cards.append(_card(_percent(max(0, dense - issued), dense), f"of {_number(dense)} dense MACs skipped"))
+        cards.append(card(percent(max(0, dense - issued), dense), f"of {number(dense)} dense MACs skipped"))
     if products:
-        cards.append(_card(_percent(sum(op["mac8"] for op in ops), products), "of the products in FP8"))
+        cards.append(card(percent(sum(op["mac8"] for op in ops), products), "of the products in FP8"))
     losses = [step["loss"] for step in report.get("steps") or [] if "loss" in step]
     if losses:
         change_text = f"loss, from {losses[0]:.4g} in {len(losses)} steps" if len(losses) > 1 else "loss"
-        cards.append(_card(f"{losses[-1]:.4g}", change_text))
-    return f'<div class="cards">{"".join(cards)}</div>'
-
-
-def _table(
-    headings: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    text_columns: int = 1,
-    row_class: Callable[[int], str] = lambda row: "",
-) -> str:
-    def cells(tag: str, values: Sequence[str]) -> str:
-        return "".join(
-            f'<{tag} class="text">{_text(value)}</{tag}>' if i < text_columns else f"<{tag}>{_text(value)}</{tag}>"
-            for i, value in enumerate(values)
-        )
-
-    body = []
-    for index, row in enumerate(rows):
-        kind = row_class(index)
-        body.append(f'<tr class="{kind}">{cells("td", row)}</tr>' if kind else f"<tr>{cells('td', row)}</tr>")
-    head = f"<thead><tr>{cells('th', headings)}</tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
+        cards.append(card(f"{losses[-1]:.4g}", change_text))
+    return in_a_row(cards)
 
 
 def _ops_table(ops: Sequence[Mapping[str, Any]]) -> str:
@@ -264,11 +197,11 @@ def _ops_table(ops: Sequence[Mapping[str, Any]]) -> str:
     )  # fmt: skip
     rows = []
     for op in ops:
-        numbers = [_number(op[key]) for key in _OP_FIELDS]
+        numbers = [number(op[key]) for key in _OP_FIELDS]
         uses_array = bool(op["macs_issued"] or op["macs_dense"])
         numbers[_OP_FIELDS.index("utilization")] = f"{100 * op['utilization']:.1f}%" if uses_array else "-"
         rows.append((str(op["layer"]), op["phase"], *numbers))
-    totals = [_number(sum(op[key] for op in ops)) for key in _OP_FIELDS]
+    totals = [number(sum(op[key] for op in ops)) for key in _OP_FIELDS]
     totals[_OP_FIELDS.index("utilization")] = ""
     rows.append(("total", "", *totals))
 
@@ -277,7 +210,7 @@ def _ops_table(ops: Sequence[Mapping[str, Any]]) -> str:
             return "total"
         return "bad" if ops[row]["mismatches"] else ""
 
-    return _table(headings, rows, text_columns=2, row_class=kind)
+    return table(headings, rows, text_columns=2, row_class=kind)
 
 
 def _ema_table(kinds: Mapping[str, Mapping[str, float]]) -> str:
@@ -296,46 +229,23 @@ def _ema_table(kinds: Mapping[str, Mapping[str, float]]) -> str:
         return (kind, *(_bits(value) for value in (read, write, plain_read, plain_write)), ratio)
 
     headings = ("kind", "read", "written", "read, plain FP16", "written, plain FP16", "change")
-    return _table(
-        headings, [cells(*row) for row in rows], row_class=lambda row: "total" if row == len(rows) - 1 else ""
-    )
+    return table(headings, [cells(*row) for row in rows], row_class=lambda row: "total" if row == len(rows) - 1 else "")
 
 
 def _steps_table(steps: Sequence[Mapping[str, Any]]) -> str:
     keys = list(dict.fromkeys(key for step in steps for key in step if key != "step"))
     rows = [
-        (str(step.get("step", index)), *(_number(step[key]) if key in step else "" for key in keys))
+        (str(step.get("step", index)), *(number(step[key]) if key in step else "" for key in keys))
         for index, step in enumerate(steps)
     ]
-    return _table(("step", *keys), rows)
+    return table(("step", *keys), rows)
 
 
 # Plots
 
 
-def _image(alt: str, figure: Figure, width: float) -> str:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "lnpu", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{_text(alt)}" width="{width * 100:.0f}" src="data:image/svg+xml;base64,{data}">'
-
-
-def _figure(height: float, columns: int = 1, width: float = 10.0) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
 def _layers(ops: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(op["layer"]) for op in ops))
-
-
-def _legend(axis: Axes, columns: int) -> None:
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=9)
 
 
 def _by_layer(axis: Axes, layers: Sequence[str], label: str) -> None:
@@ -354,7 +264,7 @@ def _phases(ops: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _plot_cycles(ops: Sequence[Mapping[str, Any]]) -> tuple[Figure, float]:
     layers, phases = _layers(ops), _phases(ops)
-    figure, (axis,) = _figure(1.4 + 0.26 * len(layers))
+    figure, (axis,) = new_figure(1.4 + 0.26 * len(layers))
     left = [0.0] * len(layers)
     for phase in phases:
         cycles = [
@@ -365,13 +275,13 @@ def _plot_cycles(ops: Sequence[Mapping[str, Any]]) -> tuple[Figure, float]:
         left = [a + b for a, b in zip(left, cycles, strict=True)]
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     _by_layer(axis, layers, "cycles")
-    _legend(axis, len(phases))
+    legend(axis, len(phases))
     return figure, 10
 
 
 def _plot_utilisation(ops: Sequence[Mapping[str, Any]]) -> tuple[Figure, float]:
     layers, phases = _layers(ops), _phases(ops)
-    figure, (axis,) = _figure(1.4 + (0.1 + 0.11 * len(phases)) * len(layers))
+    figure, (axis,) = new_figure(1.4 + (0.1 + 0.11 * len(phases)) * len(layers))
     height = 0.8 / len(phases)
     for index, phase in enumerate(phases):
         position, value = [], []
@@ -385,13 +295,13 @@ def _plot_utilisation(ops: Sequence[Mapping[str, Any]]) -> tuple[Figure, float]:
     _by_layer(axis, layers, "utilisation (% of peak)")
     axis.set_xlim(0, max(100, axis.get_xlim()[1]))
     axis.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    _legend(axis, len(phases))
+    legend(axis, len(phases))
     return figure, 10
 
 
 def _plot_skipping(ops: Sequence[Mapping[str, Any]]) -> tuple[Figure, float]:
     phases = _phases(ops)
-    figure, (macs, elements) = _figure(1.6 + 0.5 * len(phases), columns=2)
+    figure, (macs, elements) = new_figure(1.6 + 0.5 * len(phases), columns=2)
     rows = range(len(phases))
 
     def total(key: str) -> list[float]:
@@ -400,8 +310,8 @@ def _plot_skipping(ops: Sequence[Mapping[str, Any]]) -> tuple[Figure, float]:
     dense, fp16, fp8 = total("macs_dense"), total("mac16"), total("mac8")
     skipped = [max(0.0, d - a - b) for d, a, b in zip(dense, fp16, fp8, strict=True)]
     whole = [max(a + b + c, 1.0) for a, b, c in zip(fp16, fp8, skipped, strict=True)]
-    _stack(macs, rows, whole, [
-        ("FP16", _PRECISIONS["fp16"][1], fp16), ("FP8", _PRECISIONS["fp8"][1], fp8), ("skipped", "#d9d9d9", skipped),
+    stacked_bars(macs, rows, whole, [
+        ("FP16", PRECISIONS["fp16"][1], fp16), ("FP8", PRECISIONS["fp8"][1], fp8), ("skipped", "#d9d9d9", skipped),
     ])  # fmt: skip
     macs.set_xlabel("dense multiply-accumulates (%)")
 
@@ -417,37 +327,22 @@ def _plot_skipping(ops: Sequence[Mapping[str, Any]]) -> tuple[Figure, float]:
     elements.set_xlabel("streamed elements skipped")
     elements.set_xlim(left=0)
     elements.grid(axis="x", color="#e1e4e8")
-    _legend(elements, 2)
+    legend(elements, 2)
     for axis in (macs, elements):
         axis.set_yticks(rows, [PHASES[phase] for phase in phases], fontsize=9)
         axis.set_ylim(len(phases) - 0.5, -0.5)
     return figure, 10
 
 
-def _stack(
-    axis: Axes, rows: Iterable[int], whole: Sequence[float], series: Sequence[tuple[str, str, Sequence[float]]]
-) -> None:
-    """Horizontal bars of 100%, with the share written into every part that is wide enough."""
-    left = [0.0] * len(whole)
-    for label, colour, values in series:
-        shares = [100 * value / total for value, total in zip(values, whole, strict=True)]
-        bars = axis.barh(list(rows), shares, left=left, height=0.6, color=colour, label=label)
-        axis.bar_label(bars, [f"{s:.0f}%" if s >= 6 else "" for s in shares], label_type="center", fontsize=8)
-        left = [a + b for a, b in zip(left, shares, strict=True)]
-    axis.set_xlim(0, 100)
-    axis.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    _legend(axis, len(series))
-
-
 def _plot_precision(precision: Mapping[str, Mapping[str, float]]) -> tuple[Figure, float]:
     kinds = [kind for kind, entry in precision.items() if any(entry.values())] or list(precision)
-    figure, (axis,) = _figure(1.3 + 0.42 * len(kinds))
-    whole = [float(sum(precision[kind].get(key, 0) for key in _PRECISIONS)) or 1.0 for kind in kinds]
+    figure, (axis,) = new_figure(1.3 + 0.42 * len(kinds))
+    whole = [float(sum(precision[kind].get(key, 0) for key in PRECISIONS)) or 1.0 for kind in kinds]
     series = [
         (label, colour, [float(precision[kind].get(key, 0)) for kind in kinds])
-        for key, (label, colour) in _PRECISIONS.items()
+        for key, (label, colour) in PRECISIONS.items()
     ]
-    _stack(axis, range(len(kinds)), whole, series)
+    stacked_bars(axis, range(len(kinds)), whole, series)
     axis.set_yticks(range(len(kinds)), kinds, fontsize=9)
     axis.set_ylim(len(kinds) - 0.5, -0.5)
     axis.set_ylabel("kind of tensor")
@@ -457,7 +352,7 @@ def _plot_precision(precision: Mapping[str, Mapping[str, float]]) -> tuple[Figur
 
 def _plot_ema(kinds: Mapping[str, Mapping[str, float]]) -> tuple[Figure, float]:
     names = [kind for kind, entry in kinds.items() if any(entry.values())] or list(kinds)
-    figure, (axis,) = _figure(1.4 + 0.55 * len(names))
+    figure, (axis,) = new_figure(1.4 + 0.55 * len(names))
     series = (
         (-0.2, "read", "FGMP, read", "#0072b2"), (-0.2, "write", "FGMP, written", "#56b4e9"),
         (0.2, "plain_read", "plain FP16, read", "#8c8c8c"), (0.2, "plain_write", "plain FP16, written", "#c4c4c4"),
@@ -475,12 +370,12 @@ def _plot_ema(kinds: Mapping[str, Mapping[str, float]]) -> tuple[Figure, float]:
     axis.set_xlabel("bits on the memory bus")
     axis.set_xlim(left=0)
     axis.grid(axis="x", color="#e1e4e8")
-    _legend(axis, 4)
+    legend(axis, 4)
     return figure, 10
 
 
 def _plot_loss(steps: Sequence[Mapping[str, Any]]) -> tuple[Figure, float]:
-    figure, (axis,) = _figure(3.0)
+    figure, (axis,) = new_figure(3.0)
     points = [(step.get("step", index), step["loss"]) for index, step in enumerate(steps) if "loss" in step]
     axis.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=4, color="#0072b2")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -20,7 +20,7 @@ from lnpu.compiler.traffic import predict_traffic
 from lnpu.compiler.training import TrainingStep
 from lnpu.config import ChipConfig, get_config
 from lnpu.datasets import load_images, normalise
-from lnpu.driver import Host, Measurement, Trainer, read_raw
+from lnpu.driver import Measurement, Trainer, block_lengths, read_raw
 from lnpu.formats import TensorKind
 from lnpu.report import write_report
 from lnpu.sim.simulator import Register, Simulator
@@ -103,13 +103,16 @@ class _Reporting:
             self.report(simulator.read_register(Register.ERROR_COMMAND) / commands)
         return simulator.finish_program()
 
+    def clear_flags(self) -> None:
+        self.simulator.clear_flags()
+
 
 def read_back(trainer: Trainer, name: str, like: "Quantised | NDArray[np.float32]") -> Any:
     """A tensor of the chip's memory, in the shape of its golden twin `like`."""
     tensor = trainer.step.tensors[name]
     shape: Any = like.shape
     if isinstance(tensor, Tensor):
-        if tensor.kind in (TensorKind.WEIGHT, TensorKind.GRADIENT):
+        if tensor.kind in (TensorKind.WEIGHT, TensorKind.GRADIENT, TensorKind.OPTIMIZER):
             return trainer.host.read_weight(tensor, shape)
         return trainer.host.read(tensor)
     if len(shape) == 4:
@@ -231,30 +234,22 @@ class Tables:
 
     def __init__(self, step: TrainingStep) -> None:
         self.step = step
-        self.memory = np.zeros(step.map.next, np.uint8)
-        self.host = Host(step.config, self.memory)
+        self.lengths: dict[int, NDArray[np.uint8]] = {}
+        """Length table of each tensor, by its address."""
 
     def write(self, tensors: dict[str, Any]) -> None:
-        """Encode golden tensors."""
+        """Take the lengths of golden tensors."""
         for name, value in tensors.items():
             tensor = self.step.tensors[name]
-            if not isinstance(tensor, Tensor):
-                continue
-            if tensor.kind in (TensorKind.WEIGHT, TensorKind.GRADIENT):
-                self.host.write_weight(tensor, value)
-            else:
-                self.host.write(tensor, value)
-
-    def _lengths(self) -> dict[int, NDArray[np.uint8]]:
-        encoded = (tensor for tensor in self.step.tensors.values() if isinstance(tensor, Tensor))
-        return {tensor.table: self.memory[tensor.table :][: tensor.blocks].copy() for tensor in encoded}
+            if isinstance(tensor, Tensor):
+                self.lengths[tensor.table] = block_lengths(tensor, value, self.step.config.beat)
 
     def predict(self, tensors: dict[str, Any]) -> dict[str, int]:
         """Bits of a step that leaves these tensors, by the names of the counters."""
         weights = [weight.weight.table for weight in self.step.weights.values()]
-        before = self._lengths()
+        before = dict(self.lengths)
         self.write(tensors)
-        after = self._lengths()
+        after = self.lengths
         reads = after | {table: before[table] for table in weights}
         total: dict[str, int] = defaultdict(int)
         for program in (self.step.forward, self.step.backward, self.step.update):

@@ -34,6 +34,7 @@ class CommandModel:
         self.vmem = np.zeros((c.vmem_rows, c.beat), np.float32)
         self.sums = ExactSum.zeros((c.sum_rows, c.beat))
         self.products = 0
+        self.flags = 0  # only bit 1: an infinite or NaN element was stored
         self.controller = Controller(config.tensor_states)
 
     def run(self, address: int) -> None:
@@ -86,10 +87,14 @@ class CommandModel:
 
     def _block(self, f: dict, line: int, pixel: int) -> tuple[int, int]:
         """Block of a pixel and its first element there."""
-        if f["log2_block_pixels"]:
-            share = 1 << f["log2_block_pixels"]
-            return line * f["line_blocks"] + pixel // share, pixel % share * (BLOCK // share)
-        return line * f["line_blocks"] + pixel * f["pixel_blocks"] + f["pixel_block"], 0
+        share = 1 << f["log2_block_pixels"]
+        return line * f["line_blocks"] + pixel // share, pixel % share * (BLOCK // share)
+
+    def _address(self, f: dict, block: int) -> int:
+        """Where a block begins: behind those before it in its run."""
+        first = block - block % (1 << f["log2_run"])
+        before = self.memory[f["table"] + first : f["table"] + block]
+        return f["slots"] + 160 * first + int(before.sum(dtype=np.int64))
 
     def _load(self, f: dict) -> None:
         beat = self.config.beat
@@ -99,8 +104,10 @@ class CommandModel:
             if f["i_first"] <= i < f["i_end"] and f["j_first"] <= j < f["j_end"]:
                 block, first = self._block(f, line, pixel)
                 if block not in blocks:
-                    slot = self.memory[f["slots"] + 160 * block :][:160]
                     length = self.memory[f["table"] + block :][:1]
+                    slot = np.zeros(160, np.uint8)
+                    raw = self.memory[self._address(f, block) :][: int(length[0])]
+                    slot[: len(raw)] = raw
                     assert length[0], f"block {block} at {f['slots']:#x} was never written"
                     bits, codes, _ = decode_slots(slot[None], length)
                     blocks[block] = bits[0], codes[0]
@@ -136,14 +143,19 @@ class CommandModel:
             row = f["source"] + n * f["source_n"] + i * f["source_i"] + j * f["source_j"]
             x = blocks.setdefault(block, np.zeros(BLOCK, np.float32))
             x[first : first + rows * beat] = self.vmem[row : row + rows].reshape(-1)
+        previous = -1
         for block, x in blocks.items():
+            follows = block == previous + 1
+            assert block % (1 << f["log2_run"]) == 0 or follows, f"block {block} begins in the middle of a run"
+            previous = block
             plain = to_fp16(x, policy.scale, bool(f["saturate"]))
             bits, codes, underflow = quantize(plain, policy)
+            if (plain & np.uint16(0x7C00) == 0x7C00).any():
+                self.flags |= 2
             if f["tensor"]:
                 self.controller.store(statistics_of(plain, codes, underflow))
             slots, lengths = encode_slots(bits[None], codes[None])
-            size = 8 * int(lengths[0])
-            start = f["slots"] + 160 * block
+            size, start = int(lengths[0]), self._address(f, block)
             self.memory[start : start + size] = slots[0, :size]
             self.memory[f["table"] + block] = lengths[0]
 

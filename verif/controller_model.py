@@ -48,9 +48,9 @@ def reference(state: ControllerState, statistics: Statistics, targets: Targets) 
     if t.adapt_hi and nonzero:  # 4
         share = Fraction(statistics.fp16, nonzero)
         if share > Fraction(t.hi_most, 256) and exponent("hi") < t.hi_max:
-            s["hi"] += 0x400
-        if share < Fraction(t.hi_least, 256) and exponent("hi") > t.hi_min and s["hi"] - s["lo"] >= 0x400:
-            s["hi"] -= 0x400
+            s["hi"] += 0x100
+        if share < Fraction(t.hi_least, 256) and exponent("hi") > t.hi_min and s["hi"] - s["lo"] >= 0x100:
+            s["hi"] -= 0x100
     if t.adapt_lo:  # 5
         share = Fraction(statistics.underflow, total)
         if share > Fraction(t.lo_most, 256) and exponent("lo") > t.lo_min:
@@ -98,7 +98,7 @@ def random_state(random: Random, targets: Targets | None = None) -> ControllerSt
         near += [(getattr(targets, name) + d) * 0x400 | lo & 0x3FF for name in ("lo_min", "lo_max") for d in (0, 1, 2)]
     if random.random() < 0.6:
         lo = min(max(random.choice(near), 0), 0x7FFF)
-        hi = random.choice((hi, lo, lo + 0x3FF, lo + 0x400, lo + 0x401, lo + 0x800))
+        hi = random.choice((hi, lo, lo + 0xFF, lo + 0x100, lo + 0x101, lo + 0x3FF, lo + 0x400, lo + 0x401, lo + 0x800))
         if targets and random.random() < 0.5:
             hi = (getattr(targets, random.choice(("hi_min", "hi_max"))) << 10) | hi & 0x3FF
     hi = min(max(hi, 0), 0x7FFF)
@@ -153,7 +153,7 @@ LOOP_TARGETS = Targets(
     top=24,
     slack=3,
     hi_least=8,
-    hi_most=96,
+    hi_most=32,
     lo_least=4,
     lo_most=24,
     hi_min=8,

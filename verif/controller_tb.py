@@ -388,7 +388,7 @@ async def commit_and_frozen(dut):
     bench.tensors = [tensor]
     up = Targets(adapt_scale=True, adapt_hi=True, top=10, hi_max=31)
     first = ControllerState(-3, 0x0123, 0x4567)
-    adapted = ControllerState(7, 0x0123, 0x4967)
+    adapted = ControllerState(7, 0x0123, 0x4667)
 
     for frozen in (1, 0):
         await bench.run(state_command(tensor, first))

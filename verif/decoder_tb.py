@@ -23,6 +23,7 @@ CLOCK = 10  # ns
 FP8_TO_FP16 = [int(np.float16(float(decode_scalar(E4M3, byte))).view(np.uint16)) for byte in range(256)]
 FP8_BYTES = [byte for byte in range(256) if byte & 0x7F not in (0, 0x7F)]
 ELEMENT_ZERO = (ZERO, 0)
+OPEN = "open"  # Whatever the decoder makes of a block.
 
 
 def random_elements(random, zeros: float, fp16: float, count: int = 64) -> list[tuple[int, int]]:
@@ -39,10 +40,10 @@ def random_elements(random, zeros: float, fp16: float, count: int = 64) -> list[
 
 
 def encode_block(elements) -> bytes:
-    """The block's bytes, padded to a multiple of 8."""
+    """The block's bytes."""
     nonzeros = [element for element in elements if element[0] != ZERO]
     if not nonzeros:
-        return bytes([MAGIC | 2]) + bytes(7)
+        return bytes([MAGIC | 2])
     wide = [int(code == FP16) for code, _ in nonzeros]
     precision = 1 if all(wide) else 0 if not any(wide) else 2
     out = bytearray([MAGIC | precision << 2 | (len(nonzeros) < 64)])
@@ -52,14 +53,11 @@ def encode_block(elements) -> bytes:
         out += sum(bit << k for k, bit in enumerate(wide)).to_bytes(-(-len(wide) // 8), "little")
     for code, pattern in nonzeros:
         out += pattern.to_bytes(2 if code == FP16 else 1, "little")
-    return bytes(out) + bytes(-len(out) % 8)
+    return bytes(out)
 
 
-def decode_block(raw: bytes, words: int, word_bytes: int, length: int):
-    """64 (FP16 pattern, code), or None if the block is malformed; `raw` are the bytes of its `words` words."""
-    if words != -(-8 * length // word_bytes):
-        return None
-    raw = raw[: 8 * length]
+def decode_block(raw: bytes):
+    """64 (FP16 pattern, code), or None if the block is malformed; `raw` has as many bytes as the table says."""
     if not raw or raw[0] & 0xF0 != MAGIC:
         return None
     mode, precision, position = raw[0] & 3, raw[0] >> 2 & 3, 1
@@ -80,8 +78,7 @@ def decode_block(raw: bytes, words: int, word_bytes: int, length: int):
         wide = [bool(bits >> k & 1) for k in range(len(present))]
         if bits >> len(present) or all(wide) or not any(wide):
             return None
-    end = position + sum(1 + one for one in wide)
-    if -(-end // 8) != length or any(raw[end:]):
+    if position + sum(1 + one for one in wide) != len(raw):
         return None
     elements = [(0, ZERO)] * 64
     for k, one in zip(present, wide, strict=True):
@@ -141,12 +138,17 @@ class Bench:
     def good(self, elements) -> tuple[list[int], list]:
         raw = encode_block(elements)
         expected = [(FP8_TO_FP16[value] if code == FP8 else value, code) for code, value in elements]
-        return self.to_words(raw, len(raw) // 8), expected
+        return self.to_words(raw, len(raw)), expected
 
-    def spoilt(self, raw: bytes, length: int, words: int | None = None) -> tuple[list[int], list | None]:
-        """Any block: its words, and what the model makes of it (None: malformed)."""
-        sent = self.to_words(raw, length, words)
-        return sent, decode_block(self.from_words(sent), len(sent), self.word, length)
+    def spoilt(self, raw: bytes, length: int | None = None) -> tuple[list[int], list | None]:
+        """Any bytes (with random ones behind) and any length: the words, and what the model makes of them."""
+        length = len(raw) if length is None else length
+        sent = self.to_words(raw, length, max(1, -(-length // self.word)))
+        return sent, decode_block(self.from_words(sent)[:length])
+
+    def misframed(self, raw: bytes, length: int, words: int) -> tuple[list[int], str]:
+        """A number of words that no block of this length has: open what becomes of it."""
+        return self.to_words(raw, length, words), OPEN
 
     def some_good(self) -> tuple[list[int], list]:
         zeros = self.random.choice([0, 0.05, 0.5, 0.95, 1])
@@ -168,12 +170,13 @@ class Bench:
         for index, (words, expected) in enumerate(blocks):
             wanted = expected or [(0, ZERO)] * 64
             actual = flat[64 * index : 64 * index + 64]
-            assert actual == wanted, (
+            assert expected is OPEN or actual == wanted, (
                 f"block {index} ({'good' if expected else 'malformed'}): {self.from_words(words).hex()}\n"
                 f"got {actual}\nnot {wanted}"
             )
         malformed = sum(expected is None for _, expected in blocks)
-        assert self.errors == malformed, f"{self.errors} errors for {malformed} malformed blocks"
+        unknown = sum(expected is OPEN for _, expected in blocks)
+        assert malformed <= self.errors <= malformed + unknown, f"{self.errors} errors for {malformed} malformed blocks"
 
 
 @cocotb.test()
@@ -212,7 +215,7 @@ async def header_bits(dut):
         for bit in range(8 * min(18, len(raw))):
             spoilt = bytearray(raw)
             spoilt[bit // 8] ^= 1 << bit % 8
-            blocks += [bench.spoilt(bytes(spoilt), len(raw) // 8)]
+            blocks += [bench.spoilt(bytes(spoilt))]
             if bit % 3 == 0:
                 blocks += [bench.some_good()]
         await bench.check(blocks, stall_in=0.1 * (zeros == 0.4))
@@ -220,37 +223,49 @@ async def header_bits(dut):
 
 @cocotb.test()
 async def lengths(dut):
-    """Each wrong length with the right words, truncated and extended blocks with either length."""
+    """Each other length of blocks of each mode, with the next block's bytes or random ones behind."""
     bench = await Bench(dut, seed=30).start()
     for zeros, fp16 in ((0, 0), (0, 1), (0.4, 0.5), (0.05, 0.5), (0.9, 1), (1, 0)):
         raw = encode_block(random_elements(bench.random, zeros, fp16))
-        right = -(-len(raw) // bench.word)
-        blocks = [bench.spoilt(raw, length) for length in range(32)]
-        for words in [*range(1, right + 3), 19, 20, 33, 64, 70]:
-            blocks.append(bench.spoilt(raw, len(raw) // 8, words))
-            blocks.append(bench.some_good())
-            blocks.append(bench.spoilt(raw, min(31, words * bench.word // 8), words))
+        blocks = [bench.spoilt(raw, length) for length in range(256)]
+        assert sum(expected is not None for _, expected in blocks) == 1
+        for length in [0, *range(max(0, len(raw) - 9), len(raw) + 10), 145, 146, 255]:
+            other = encode_block(random_elements(bench.random, bench.random.random(), 0.5))
+            blocks += [bench.spoilt(raw + other + raw, length), bench.some_good()]
         await bench.check(blocks, stall_out=0.2 * (zeros == 0.4))
     # Masks of which a part would pass for the payload that is missing.
     blocks = []
     for count in range(1, 8):
         elements = [(FP8, 0x38) if k % 8 == 0 and k < 8 * count else ELEMENT_ZERO for k in range(64)]
         raw = encode_block(elements)
-        for words in range(1, len(raw) // bench.word + 2):
-            blocks += [bench.good(elements), bench.spoilt(raw, len(raw) // 8, words)]
+        for length in range(1, len(raw) + 2):
+            blocks += [bench.good(elements), bench.spoilt(raw, length)]
     await bench.check(blocks)
 
 
 @cocotb.test()
+async def framing(dut):
+    """Numbers of words that do not fit the length: 64 elements, and the blocks around are as ever."""
+    bench = await Bench(dut, seed=35).start()
+    for zeros, fp16 in ((0, 0), (0, 1), (0.4, 0.5), (0.05, 0.5), (0.9, 1), (1, 0)):
+        raw = encode_block(random_elements(bench.random, zeros, fp16))
+        right = -(-len(raw) // bench.word)
+        blocks = []
+        for words in [*range(1, right + 3), 19, 20, 33, 64, 70]:
+            for length in (len(raw), min(255, words * bench.word), 0):
+                blocks += [bench.misframed(raw, length, words), bench.some_good()]
+        await bench.check(blocks, stall_out=0.2 * (zeros == 0.4))
+
+
+@cocotb.test()
 async def masks(dut):
-    """Masked with 0 and 64 non-zeros, mixed that is not, empty with a precision mode, padding bits of the mask."""
+    """Masked with 0 and 64 non-zeros, mixed that is not, empty with a precision mode, bits behind the mask."""
     bench = await Bench(dut, seed=40).start()
     blocks = []
 
     def add(mode, precision, mask, bits, payload):
         raw = bytes([MAGIC | precision << 2 | mode]) + mask + bits + payload
-        raw += bytes(-len(raw) % 8)
-        blocks.append(bench.spoilt(raw, len(raw) // 8))
+        blocks.append(bench.spoilt(raw))
         blocks.append(bench.some_good())
 
     none, every = bytes(8), b"\xff" * 8
@@ -281,7 +296,7 @@ async def masks(dut):
 
 @cocotb.test()
 async def payloads(dut):
-    """Zero and NaN payloads in every element, set bits in every padding byte."""
+    """Zero and NaN payloads in every element; any bytes behind the block."""
     bench = await Bench(dut, seed=50).start()
     blocks = []
     for zeros, fp16 in ((0, 0), (0, 1), (0, 0.5), (0.4, 0.0), (0.4, 1.0), (0.4, 0.5)):
@@ -290,25 +305,23 @@ async def payloads(dut):
             if code != ZERO:
                 bad = [0, 0x80, 0x7F, 0xFF][k % 4] if code == FP8 else [0, 0x8000][k % 2]
                 raw = encode_block([*elements[:k], (code, bad), *elements[k + 1 :]])
-                blocks.append(bench.spoilt(raw, len(raw) // 8))
+                blocks.append(bench.spoilt(raw))
                 assert blocks[-1][1] is None
                 if k % 4 == 0:
                     blocks.append(bench.some_good())
     for count in range(64):
         elements = [(FP8, 0x38)] * count + [ELEMENT_ZERO] * (64 - count)
-        raw = encode_block(elements)
-        for byte in range((1 if count == 0 else 9) + count, len(raw)):
-            spoilt = bytearray(raw)
-            spoilt[byte] ^= 1 << int(bench.random.integers(8))
-            blocks.append(bench.spoilt(bytes(spoilt), len(raw) // 8))
-            assert blocks[-1][1] is None
+        for byte in (0, 0xFF):
+            raw = encode_block(elements)
+            blocks.append(bench.spoilt(raw + bytes([byte]) * 40, len(raw)))
+            assert blocks[-1][1] is not None
         blocks.append(bench.good(elements))
     await bench.check(blocks)
 
 
 @cocotb.test()
 async def garbage(dut):
-    """Random bytes behind any header, good blocks with random bytes changed, any length and number of words."""
+    """Random bytes behind any header, good blocks with random bytes changed, any length."""
     bench = await Bench(dut, seed=60).start()
     random = bench.random
     for stall in (0.0, 0.3):
@@ -324,18 +337,17 @@ async def garbage(dut):
                 raw = bytearray(encode_block(random_elements(random, random.random(), random.random())))
                 for _ in range(int(random.integers(3))):
                     raw[int(random.integers(len(raw)))] = int(random.integers(256))
-            length = -(-len(raw) // 8) if random.random() < 0.7 else int(random.integers(32))
-            words = None if random.random() < 0.7 else int(random.integers(1, 25))
-            blocks.append(bench.spoilt(bytes(raw), min(length, 31), words))
+            blocks.append(bench.spoilt(bytes(raw), None if random.random() < 0.7 else int(random.integers(256))))
             if random.random() < 0.3:
                 blocks.append(bench.some_good())
         await bench.check(blocks, stall_in=stall, stall_out=stall)
 
 
-MIXES = {  # zeros, fp16, how much of the ideal throughput is asked for
+MIXES = {  # zeros, fp16
     "dense FP16": (0, 1),
     "dense FP8": (0, 0),
     "dense mixed": (0, 0.5),
+    "dense mixed, 10% FP16": (0, 0.1),
     "masked mixed, 5% zeros": (0.05, 0.5),
     "masked FP16, 50% zeros": (0.5, 1),
     "masked FP8, 50% zeros": (0.5, 0),
@@ -370,4 +382,4 @@ async def throughput(dut):
             f"{(beats - bench.config.block_beats) / cycles:.3f} beats a cycle, {words / count:.2f} words a block, "
             f"{ideal / cycles:.3f} of the ideal"
         )
-        assert ideal / cycles > (0.9 if mix is None else 0.95), name
+        assert ideal / cycles > (0.9 if mix is None else 0.98), name

@@ -1,4 +1,4 @@
-"""Encoder: blocks of every mode against a model of the memory format, with stalls; throughput; statistics."""
+"""Encoder: packed blocks of every mode against a model of the memory format, with stalls; throughput; statistics."""
 
 from itertools import pairwise
 
@@ -8,8 +8,8 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from cocotb.utils import get_sim_time
 
 from lnpu.config import BLOCK, ChipConfig
-from lnpu.fgmp.encoder import encoded_word, encoder_events
-from verif.agents import Sink, Source, start, unpack
+from lnpu.fgmp.encoder import block_place, block_size, encoder_events
+from verif.agents import Sink, Source, pack, start, unpack
 from verif.quantizer_tb import reference
 from verif.runner import parameters, rng
 
@@ -34,7 +34,30 @@ def encode_block(v: np.ndarray, policy: tuple[int, int, int, int]) -> bytes:
             out.append(int(byte))
         elif code == 3:
             out += int(half).to_bytes(2, "little")
-    return bytes(out) + bytes(-len(out) % 8)
+    return bytes(out)
+
+
+def head_of(block: bytes) -> int:
+    """Bytes of an encoded block before its payloads."""
+    if block[0] & 3 == 2:
+        return 1
+    mask = block[1:9] if block[0] & 3 == 1 else bytes([255] * 8)
+    count = int.from_bytes(mask, "little").bit_count()
+    return 1 + 8 * (block[0] & 3 == 1) + (-(-count // 8) if block[0] >> 2 & 3 == 2 else 0)
+
+
+def placed(blocks: list[bytes], flushes: list[bool], step: int) -> list[dict]:
+    """The `block_place` of each encoded block, and the `cycles` that its words take at most."""
+    places, start = [], 0
+    for block, flush in zip(blocks, flushes, strict=True):
+        head, end = head_of(block), start + len(block)
+        words = -(-end // step) if flush else end // step
+        spent = max(1, (start + head) // step + -(-(len(block) - head) // step))
+        cycles = words if flush else spent
+        assert words <= cycles <= words + 1
+        places.append({"start": start, "payload": start + head, "words": words, "flush": flush, "cycles": cycles})
+        start = 0 if flush else end % step
+    return places
 
 
 def make_block(random: np.random.Generator, zeros: float, wide: float) -> np.ndarray:
@@ -78,10 +101,10 @@ class Bench:
         chosen = parameters()
         self.config = ChipConfig(beat=chosen["beat"], axi_bits=chosen["axi_bits"], lanes=16)
         self.dut = dut
-        self.layout = encoded_word(self.config)
         self.source = Source(dut, "i", seed=seed, stall=stall[0])
         self.words = Sink(dut, "o", seed=seed + 1, stall=stall[1])
-        self.lengths = Sink(dut, "lengths", seed=seed + 2, stall=stall[2])
+        self.sizes = Sink(dut, "sizes", seed=seed + 2, stall=stall[2])
+        self.places = Source(dut, "places", seed=seed + 3, stall=stall[2])
         self.totals = dict.fromkeys(("zero", "underflow", "fp8", "fp16", "nonfinite", "top"), 0)
         self.beats = 0
         cocotb.start_soon(self._watch())
@@ -109,42 +132,56 @@ class Bench:
         self.dut.lo.value, self.dut.hi.value, self.dut.below.value, self.dut.above.value = lo, hi, below, above
         return lo, hi, below, above
 
-    async def encode(self, blocks: list[np.ndarray], policy: tuple[int, int, int, int]) -> int:
-        """Send blocks, check what comes, return the cycles from the first beat to the last word."""
+    def pack_places(self, places: list[dict]) -> list[int]:
+        layout = block_place(self.config)
+        return [pack(layout, {name: place[name] for name, _ in layout}) for place in places]
+
+    async def encode(
+        self, blocks: list[np.ndarray], policy: tuple[int, int, int, int], flushes: list[bool]
+    ) -> tuple[int, int]:
+        """Send blocks, the last one flushed; check what comes.
+
+        Returns the cycles from the first beat to the last word, and those that the words take at most.
+        """
         self.policy(*policy)
         size = 2 * self.config.beat
         raw = b"".join(block.tobytes() for block in blocks)
         expected = [encode_block(block, policy) for block in blocks]
         step = self.config.axi_bits // 8
-        counts = [-(-len(block) // step) for block in expected]
+        places = placed(expected, flushes, step)
+        image = b""
+        for block, flush in zip(expected, flushes, strict=True):
+            image += block
+            image += bytes(-len(image) % step if flush else 0)
+        assert sum(place["words"] for place in places) == len(image) // step
         begin = get_sim_time("ns")
+        cocotb.start_soon(self.places.put(self.pack_places(places)))
         await self.source.put(int.from_bytes(raw[k : k + size], "little") for k in range(0, len(raw), size))
-        words = await self.words.get(sum(counts))
+        words = await self.words.get(len(image) // step)
         cycles = (get_sim_time("ns") - begin) / PERIOD
-        lengths = await self.lengths.get(len(blocks))
-        assert lengths == [len(block) // 8 for block in expected]
-        at = 0
-        for number, (block, count) in enumerate(zip(expected, counts, strict=True)):
-            got = [unpack(self.layout, word) for word in words[at : at + count]]
-            data = b"".join(word["data"].to_bytes(step, "little") for word in got)
-            assert data == block + bytes(count * step - len(block)), f"block {number}: {data.hex()} not {block.hex()}"
-            assert [word["first"] for word in got] == [1] + [0] * (count - 1), number
-            assert [word["last"] for word in got] == [0] * (count - 1) + [1], number
-            assert {word["length"] for word in got} == {len(block) // 8}, number
-            at += count
+        sizes = [unpack(block_size(), one) for one in await self.sizes.get(len(blocks))]
+        assert sizes == [{"length": len(block), "head": head_of(block)} for block in expected]
+        got = b"".join(word.to_bytes(step, "little") for word in words)
+        assert got == image, f"byte {next(k for k in range(len(image)) if got[k] != image[k])} differs"
         await ClockCycles(self.dut.clk, 20)
-        assert not self.words.words and not self.lengths.words, "more words than expected"
-        return int(cycles)
+        assert not self.words.words and not self.sizes.words, "more words than expected"
+        return int(cycles), sum(place["cycles"] for place in places)
 
 
 MIXED = (HALF_LO, HALF_HI, 2, 0)
 POLICIES = [MIXED, (0, 0, 0, 0), (0, 0x7BFF, 0, 1), (HALF_LO, HALF_HI, 1, 0), (0x3000, 0x5000, 0, 1)]
 
 
+def ends(random: np.random.Generator, blocks: int) -> list[bool]:
+    """Which blocks end a run: more and less often by turns, the last one in any case."""
+    rates = np.repeat(random.choice([0.05, 0.3, 1.0], -(-blocks // 8), p=[0.5, 0.3, 0.2]), 8)[:blocks]
+    return [*(random.random(blocks - 1) < rates[:-1]).tolist(), True]
+
+
 @cocotb.test(timeout_time=500, timeout_unit="us")
 @cocotb.parametrize(stall=[(0, 0, 0), (0.5, 0, 0), (0, 0.6, 0), (0.3, 0.3, 0.9)])
 async def every_mode(dut, stall):
-    """Blocks of all modes back to back, with stalls on either side; statistics add up."""
+    """Blocks of all modes packed in runs of any length, with stalls on every side; statistics add up."""
     random = rng(11)
     bench = Bench(dut, seed=3, stall=stall)
     await start(dut)
@@ -152,7 +189,7 @@ async def every_mode(dut, stall):
     sent = 0
     for policy in POLICIES:
         blocks = mixture(random, 40)
-        await bench.encode(blocks, policy)
+        await bench.encode(blocks, policy, ends(random, len(blocks)))
         sent += len(blocks)
         v = np.concatenate(blocks)
         codes, _, _, underflow = reference(v, *policy)
@@ -181,30 +218,66 @@ async def every_count(dut):
             block[places[:wide]] = 0x7800
             block[places[nonzeros:]] = 0
             blocks.append(block)
-    await bench.encode(blocks, MIXED)
+    await bench.encode(blocks, MIXED, [True] * len(blocks))
+    order = random.permutation(len(blocks))
+    await bench.encode([blocks[k] for k in order], MIXED, ends(random, len(blocks)))
 
 
 @cocotb.test(timeout_time=500, timeout_unit="us")
-async def lengths_come_first(dut):
-    """A block's length is offered before its first word, and no more than a few blocks pass without taking it."""
+async def every_start(dut):
+    """Short, masked and longest blocks from each byte of a word on; many blocks in a word."""
+    random = rng(16)
+    bench = Bench(dut)
+    await start(dut)
+    step = bench.config.axi_bits // 8
+    kinds = [make_block(random, *one) for one in ((1, 0), (0, 0), (0, 1), (0, 0.5), (0.5, 0), (0.9, 1))]
+    kinds[3][:] = 0x7800
+    kinds[3][0] = HALF_LO  # the longest head and block
+    kinds[4][1:] = 0  # nothing but a head and one payload
+    kinds[4][0] = HALF_LO
+    blocks, flushes = [], []
+    for block in kinds:
+        for first in range(step):
+            blocks += [kinds[0]] * first + [block, kinds[int(random.integers(0, 6))]]
+            flushes += [False] * (first + 1) + [True]
+    await bench.encode(blocks, MIXED, flushes)
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+async def sizes_come_first(dut):
+    """Sizes come without places, for a few blocks; a block's words come after its place."""
     random = rng(13)
     bench = Bench(dut)
-    bench.lengths.stall = 1.0
+    bench.sizes.stall = 1.0
     await start(dut)
     bench.policy(*MIXED)
     size = 2 * bench.config.beat
-    raw = b"".join(block.tobytes() for block in mixture(random, 20))
+    step = bench.config.axi_bits // 8
+    blocks = mixture(random, 20)
+    raw = b"".join(block.tobytes() for block in blocks)
+    places = placed([encode_block(block, MIXED) for block in blocks], [True] * 20, step)
+    counts = np.cumsum([place["words"] for place in places])
     cocotb.start_soon(bench.source.put([int.from_bytes(raw[k : k + size], "little") for k in range(0, len(raw), size)]))
-    while not int(dut.o__valid.value):
-        await RisingEdge(dut.clk)
-    assert int(dut.lengths__valid.value)
+    await ClockCycles(dut.clk, 500)
+    assert int(dut.sizes__valid.value) and not int(dut.o__valid.value)
+    bench.sizes.stall = 0.0
+    await ClockCycles(dut.clk, 500)
+    assert 4 <= len(bench.sizes.words) <= 5 and not bench.words.words
+    for k, place in enumerate(bench.pack_places(places)):
+        await bench.places.put(place)
+        await ClockCycles(dut.clk, 60)
+        assert len(bench.words.words) == counts[k], k
+    # Sizes that are not taken stop the blocks, too.
+    bench.sizes.words.clear()
+    bench.sizes.stall = 1.0
+    cocotb.start_soon(bench.source.put([int.from_bytes(raw[k : k + size], "little") for k in range(0, len(raw), size)]))
+    cocotb.start_soon(bench.places.put(bench.pack_places(places)))
     await ClockCycles(dut.clk, 1000)
-    finished = sum(unpack(bench.layout, word)["last"] for word in bench.words.words)
-    assert finished == 4, finished
-    bench.lengths.stall = 0.0
-    assert len(await bench.lengths.get(20)) == 20
+    assert len(bench.words.words) == counts[-1] + counts[3]
+    bench.sizes.stall = 0.0
+    assert len(await bench.sizes.get(20)) == 20
     await ClockCycles(dut.clk, 400)
-    assert sum(unpack(bench.layout, word)["last"] for word in bench.words.words) == 20
+    assert len(bench.words.words) == 2 * counts[-1]
 
 
 MIXES = {  # zeros, FP16 among the others, policy
@@ -220,7 +293,8 @@ MIXES = {  # zeros, FP16 among the others, policy
 
 
 @cocotb.test(timeout_time=500, timeout_unit="us")
-async def throughput(dut):
+@cocotb.parametrize(run=[1, 8])
+async def throughput(dut, run):
     """A beat a cycle, or a word a cycle where that binds."""
     random = rng(14)
     bench = Bench(dut)
@@ -228,15 +302,17 @@ async def throughput(dut):
     step = bench.config.axi_bits // 8
     for name, (zeros, wide, policy) in MIXES.items():
         blocks = [make_block(random, zeros, wide) for _ in range(100)]
-        words = sum(-(-len(encode_block(block, policy)) // step) for block in blocks)
-        cycles = await bench.encode(blocks, policy)
+        flushes = [k % run == run - 1 or k == 99 for k in range(100)]
+        places = placed([encode_block(block, policy) for block in blocks], flushes, step)
+        words = sum(place["words"] for place in places)
+        cycles, most = await bench.encode(blocks, policy, flushes)
         beats = len(blocks) * bench.config.block_beats
         print(
-            f"throughput {bench.config.beat}x{bench.config.axi_bits} {name}: {beats / cycles:.3f} beats/cycle, "
-            f"{words / cycles:.3f} words/cycle"
+            f"throughput {bench.config.beat}x{bench.config.axi_bits} runs of {run}, {name}: {beats / cycles:.3f} "
+            f"beats/cycle, {words / cycles:.3f} words/cycle"
         )
         # Latency: ten cycles before the first word, and a block to fill.
-        assert cycles <= max(beats, words) + bench.config.block_beats + 20, name
+        assert cycles <= max(beats, most) + bench.config.block_beats + 20, name
 
 
 @cocotb.test(timeout_time=500, timeout_unit="us")
@@ -257,6 +333,8 @@ async def latency(dut):
                 times.append(get_sim_time("ns"))
 
     cocotb.start_soon(watch())
+    encoded = encode_block(np.frombuffer(block, np.uint16), MIXED)
+    await bench.places.put(bench.pack_places(placed([encoded], [True], bench.config.axi_bits // 8)))
     await bench.source.put([int.from_bytes(block[k : k + size], "little") for k in range(0, len(block), size)])
     while not (int(dut.o__valid.value) and int(dut.o__ready.value)):
         await RisingEdge(dut.clk)

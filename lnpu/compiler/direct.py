@@ -54,12 +54,15 @@ def _plan(
     max_s = max(1, max(len(axis.taps) for axis in axes_w))
     per_pixel = out.block_channels // config.beat
     best: tuple[tuple[float, ...], Plan] | None = None
-    widths = {lattice_w} | {w for w in range(1, lattice_w) if (w * step) % out.block_pixels == 0}
+    widths = {lattice_w} | {w for w in range(1, lattice_w) if (w * step) % out.run_pixels == 0}
+    if out.run_lines > 1:
+        widths = {lattice_w}
+    heights = [lines for lines in range(1, lattice_h + 1) if lines == lattice_h or lines * step % out.run_lines == 0]
     for taps_r, taps_s in sorted({(max_r, max_s), (1, max_s), (1, 1)}):
         if taps_r * taps_s * depth > config.dense_rows:
             continue
         for pixels in widths:
-            for lines in range(1, lattice_h + 1):
+            for lines in heights:
                 if lines < lattice_h and pixels < lattice_w and lines > 8:
                     break
                 whole = lines == lattice_h and pixels == lattice_w
@@ -82,7 +85,7 @@ def _plan(
                         best = key, Plan(count, lines, pixels, taps_r, taps_s)
     if best is None:
         raise ValueError(
-            f"no tile of {out.name} ({lattice_h}x{lattice_w} positions, {out.block_pixels} pixels a block) fits "
+            f"no tile of {out.name} ({lattice_h}x{lattice_w} positions, {out.run_pixels} pixels a run) fits "
             f"{config.rows} sparse rows, {config.psum_rows} partial-sum rows, {config.dense_rows} dense rows and "
             f"{budget} vector-memory rows"
         )
@@ -138,7 +141,7 @@ class DirectLowering:
         if self.rounding.fp16:
             self.program.commit(self.out)  # DRAIN rounds at its scale
         boxes = list(boxes_of(self.plan, self.out.images, self.lattice_h, self.lattice_w))
-        for block in range(self.out.pixel_blocks):
+        for block in range(self.out.planes):
             for start in range(0, len(boxes), self.cores_m):
                 self._batch(boxes[start : start + self.cores_m], block, epilogue, first=start == 0)
             self._finish()
@@ -319,12 +322,7 @@ class DirectLowering:
         if there:
             return page
         weight, beat = self.weight, self.config.beat
-        common = {
-            **weight.walk(),
-            "target": Target.DENSE.value,
-            "page": page,
-            "cores": cores,
-        }
+        common = {"target": Target.DENSE.value, "page": page, "cores": cores}
         step_r = taps_r[1][0] - taps_r[0][0] if len(taps_r) > 1 else 0
         step_s = taps_s[1][0] - taps_s[0][0] if len(taps_s) > 1 else 0
         first = taps_r[0][0] * self.kernel_width + taps_s[0][0]
@@ -335,15 +333,13 @@ class DirectLowering:
                     reads=[self.program.memory(weight)],
                     writes=page_regions("dense", cores, page),
                     **common,
+                    **weight.walk(0, part, first) | {"line_n": step_r * self.kernel_width},
                     n_count=len(taps_r),
                     i_count=len(taps_s),
                     j_count=depth,
-                    line=first,
-                    line_n=step_r * self.kernel_width,
                     line_i=step_s,
                     pixel=k,
                     pixel_j=1,
-                    pixel_block=part,
                     i_end=len(taps_s),
                     j_end=depth,
                     channel=start // beat,
@@ -362,14 +358,13 @@ class DirectLowering:
                         reads=[self.program.memory(weight)],
                         writes=page_regions("dense", cores, page),
                         **common,
+                        **weight.walk(0, k // BLOCK, r * self.kernel_width + s),
                         transpose=1,
                         n_count=1,
                         i_count=1,
                         j_count=lanes,
-                        line=r * self.kernel_width + s,
                         pixel=lane,
                         pixel_j=1,
-                        pixel_block=k // BLOCK,
                         i_end=1,
                         j_end=lanes,
                         channel=(k % BLOCK) // beat,

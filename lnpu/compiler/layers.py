@@ -232,7 +232,7 @@ def lower_group(
     """FF of a pointwise group."""
     v = space.vectors
     a, b = space.vector(0), space.vector(1)
-    for block in range(out.pixel_blocks):
+    for block in range(out.planes):
         if norm is not None:
             v.load_raw(norm.a, a, block=block)
             v.load_raw(norm.b, b, block=block)
@@ -263,7 +263,7 @@ def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, dy: Tensor, norm: N
     inv_n = reciprocal(y.images * y.height * y.width)
     s1, s2, mean, invstd, a, big_b, big_c, t = (space.vector(i) for i in range(8))
     rows = y.block_channels // space.beat
-    for block in range(y.pixel_blocks):
+    for block in range(y.planes):
 
         def load(tile: Tile, at: list[int]) -> None:
             v.load(dz, tile, at[0])
@@ -316,7 +316,7 @@ def lower_sum_errors(space: Workspace, terms: Sequence[Tensor], mask: Tensor | N
     """Error of a tensor from stored terms alone: their sum, masked."""
     v = space.vectors
     sources = [*terms, *([mask] if mask is not None else [])]
-    for block in range(out.pixel_blocks):
+    for block in range(out.planes):
 
         def load(tile: Tile, at: list[int]) -> None:
             for source, row in zip(sources, at, strict=True):
@@ -338,7 +338,7 @@ def lower_average_pool(space: Workspace, x: Tensor, out: Tensor) -> None:
     pixels, rows = x.height * x.width, x.block_channels // space.beat
     images = min(x.images, config.sum_rows // rows, space.tiles // rows)  # whose sums fit the accumulators and rows
     places, size = space.areas(2)
-    for block in range(x.pixel_blocks):
+    for block in range(x.planes):
         for image in range(0, x.images, images):
             count = min(images, x.images - image)
             for i in range(count):
@@ -369,7 +369,7 @@ def lower_average_pool_grad(space: Workspace, error: Tensor, mask: Tensor | None
     v, rows = space.vectors, out.block_channels // space.beat
     inv_n = reciprocal(out.height * out.width)
     places, size = space.areas(4)
-    for block in range(out.pixel_blocks):
+    for block in range(out.planes):
         for i, tile in enumerate(tiles_of(out, space.beat, size, block)):
             e, x = places[2 * (i % 2)], places[2 * (i % 2) + 1]
             errors = Tile(tile.image, tile.images, 0, 1, 0, 1, block, rows)
@@ -393,7 +393,7 @@ def lower_max_pool(
 ) -> None:
     """FF of max pooling; `winner` takes the row-major tap index of each output's first maximum."""
     v = space.vectors
-    for block in range(out.pixel_blocks):
+    for block in range(out.planes):
         places, size = space.areas(4)
         best, index, value, flag = places
         for tile in tiles_of(out, space.beat, size, block):
@@ -429,7 +429,7 @@ def lower_max_pool_grad(
 ) -> None:
     """BP of max pooling: each pixel of `out` adds the errors of the windows that it won, in row-major order of taps."""
     v = space.vectors
-    for block in range(out.pixel_blocks):
+    for block in range(out.planes):
         places, size = space.areas(4)
         total, e, w, x = places
         for tile in tiles_of(out, space.beat, size, block):
@@ -453,6 +453,7 @@ def lower_max_pool_grad(
 def _sgd(space: Workspace, optimiser: Optimiser, decay: float, w: int, m: int, g: int, rows: int) -> None:
     """One update step on `rows` rows at w, m (updated in place) and g (destroyed)."""
     v = space.vectors
+    space.program.loss_scalings.append(len(space.program.commands))
     v.vector(Op.MUL, g, g, rounded(1.0 / optimiser.loss_scale), inner=rows)
     v.vector(Op.MULADD, g, w, rounded(decay), g, inner=rows)
     v.vector(Op.MULADD, m, m, rounded(optimiser.momentum), g, inner=rows)
@@ -461,17 +462,25 @@ def _sgd(space: Workspace, optimiser: Optimiser, decay: float, w: int, m: int, g
 
 
 def lower_update(
-    space: Workspace, optimiser: Optimiser, master: RawTensor, momentum: RawTensor, gradient: Tensor, weight: Tensor
+    space: Workspace,
+    optimiser: Optimiser,
+    master: RawTensor,
+    momentum: RawTensor | Tensor,
+    gradient: Tensor,
+    weight: Tensor,
 ) -> None:
-    """Update of a weight tensor: FP32 master and momentum, and the encoded weights for the next step."""
+    """Update of a weight tensor: FP32 master, momentum, and the encoded weights for the next step."""
     v = space.vectors
-    for block in range(weight.pixel_blocks):
+    for block in range(weight.planes):
 
         def load(tile: Tile, at: list[int]) -> None:
             row = tile.line * weight.width + tile.pixel
             v.load(gradient, tile, at[0])
             v.load_raw(master, at[1], row=row, rows=tile.count, block=tile.block)
-            v.load_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
+            if isinstance(momentum, Tensor):
+                v.load(momentum, tile, at[2])
+            else:
+                v.load_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
 
         def compute(tile: Tile, at: list[int], first: bool) -> None:
             _sgd(space, optimiser, optimiser.decay, at[1], at[2], at[0], tile.size)
@@ -479,7 +488,10 @@ def lower_update(
         def store(tile: Tile, at: list[int]) -> None:
             row = tile.line * weight.width + tile.pixel
             v.store_raw(master, at[1], row=row, rows=tile.count, block=tile.block)
-            v.store_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
+            if isinstance(momentum, Tensor):
+                v.store(momentum, tile, at[2])
+            else:
+                v.store_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
             v.store(weight, tile, at[1])
 
         space.stream(weight, block, 3, load, compute, store)

@@ -1,12 +1,13 @@
 """Named choices of formats for a training step, static and dynamic."""
 
+from dataclasses import fields
 from typing import Any
 
 from golden.controller import Targets
 from golden.fgmp import FP8_POLICY, FP16_POLICY, Policy
 from lnpu.compiler.training import Formats
 
-__all__ = ["FORMATS", "TARGETS", "get_formats"]
+__all__ = ["FORMATS", "STUDY_TARGETS", "TARGETS", "get_formats"]
 
 _FGMP = Formats(
     # Most values in FP8; the largest, which carry the sums, in FP16.
@@ -24,11 +25,12 @@ _RANGE: dict[str, Any] = {
 }  # the largest element from 64 to 511, at FP8's upper end
 _SHARE: dict[str, Any] = {
     "adapt_hi": True,
-    "hi_least": 8,
-    "hi_most": 64,
+    "hi_least": 2,
+    "hi_most": 12,
     "hi_min": 8,
     "hi_max": 23,
-}  # 3% to 25% of non-zeros in FP16
+}  # 0.8% to 4.7% of non-zeros in FP16
+_ERROR_SHARE: dict[str, Any] = _SHARE | {"hi_least": 1, "hi_most": 6}  # 0.4% to 2.3%
 _FLUSH: dict[str, Any] = {
     "adapt_lo": True,
     "lo_least": 51,
@@ -44,7 +46,8 @@ TARGETS: dict[str, dict[str, Targets]] = {
         "activation": Targets(**_RANGE, **_SHARE),
         "preactivation": Targets(**_RANGE, **_SHARE),
         "weight": Targets(**_RANGE, **_SHARE),
-        "error": Targets(**_RANGE, **_SHARE, **_FLUSH),
+        "error": Targets(**_RANGE, **_ERROR_SHARE, **_FLUSH),
+        "gradient": Targets(**_RANGE, **_SHARE),
     }
 }
 """For formats whose policies the chip adjusts: what it steers the kinds of tensors to."""
@@ -55,7 +58,7 @@ FORMATS: dict[str, Formats] = {
         preactivation=_START.with_scale(-5),
         error=Policy.between(2.0**-6, 64.0, below="zero", scale=-4),
         weight=_START.with_scale(-8),
-        gradient=FP16_POLICY,
+        gradient=_START,
     ),
     "fgmp": _FGMP,
     "fp16": Formats(),
@@ -68,6 +71,12 @@ FORMATS: dict[str, Formats] = {
     ),
 }
 """FGMP with thresholds and scales that the chip adjusts, FGMP with fixed ones, plain FP16, and FP8 throughout."""
+
+# With scales that follow the tensors, as FP8 is used elsewhere.
+STUDY_TARGETS: dict[str, dict[str, Targets]] = TARGETS | {
+    "fp8": {kind.name: Targets(**_RANGE) for kind in fields(Formats) if getattr(FORMATS["fp8"], kind.name) is not None},
+}
+"""What the formats of `lnpu fgmp-study` steer to, where they are dynamic: as `TARGETS`, and FP8 too."""
 
 
 def get_formats(name: str) -> Formats:

@@ -59,6 +59,8 @@ class Program:
     commands : list of Command
     marks : list of Mark
         In program order; a mark's counters minus those of the mark before are what happened in between.
+    loss_scalings : list of int
+        Which commands multiply gradients by 1 / loss scale (their second operand).
     open : list of Tensor
         Dynamic tensors that are being stored: their states have been committed, their statistics not yet been used.
     """
@@ -67,6 +69,7 @@ class Program:
         self.config = config
         self.commands: list[Command] = []
         self.marks: list[Mark] = []
+        self.loss_scalings: list[int] = []
         self.open: list[Tensor] = []
         # What each unit (or core) may still be doing.
         self._reads: dict[tuple[str, int], list[Region]] = {}

@@ -52,15 +52,19 @@ class Tile:
 def tiles_of(tensor: Tensor, beat: int, rows: int, block: int) -> Iterator[Tile]:
     """Tiles that cover channel block `block` of `tensor`, each within `rows` rows of the vector memory.
 
-    A tile holds whole encoded blocks, so it can be stored: lines are cut at multiples of the pixels that share a block.
+    A tile holds whole runs of encoded blocks, so it can be stored.
     """
     per_pixel = tensor.block_channels // beat
-    pixels = min(tensor.width, rows // per_pixel)
+    pixels, lines = min(tensor.width, rows // per_pixel), 1
     if pixels < tensor.width:
-        pixels -= pixels % tensor.block_pixels
-    if pixels < 1:
-        raise ValueError(f"a block of {tensor.name} takes {per_pixel * tensor.block_pixels} rows, not {rows}")
-    lines = max(1, min(tensor.height, rows // (per_pixel * pixels))) if pixels == tensor.width else 1
+        pixels -= pixels % tensor.run_pixels
+    if pixels:
+        lines = min(tensor.height, rows // (per_pixel * pixels)) if pixels == tensor.width else 1
+        if lines < tensor.height:
+            lines -= lines % tensor.run_lines
+    if not pixels or not lines:
+        run = per_pixel * min(tensor.width, tensor.run_pixels) * tensor.run_lines
+        raise ValueError(f"a run of {tensor.name} takes {run} rows, not {rows}")
     images = max(1, min(tensor.images, rows // (per_pixel * pixels * lines))) if lines == tensor.height else 1
     for image in range(0, tensor.images, images):
         for line in range(0, tensor.height, lines):
@@ -146,19 +150,16 @@ class VectorBuilder:
             Opcode.LOAD,
             reads=[self.program.memory(tensor)],
             writes=[region or self.rows(vmem, tile.size)],
-            **tensor.walk(),
+            **tensor.walk(tile.image, tile.block, line),
             target=Target.VMEM.value,
             scale=tensor.scale,
             fill=fill,
             n_count=tile.images,
             i_count=tile.lines,
             j_count=tile.pixels,
-            line=tile.image * tensor.height + line,
-            line_n=tensor.height,
             line_i=step,
             pixel=pixel,
             pixel_j=step,
-            pixel_block=tile.block,
             i_first=i_first,
             i_end=i_end,
             j_first=j_first,
@@ -179,7 +180,7 @@ class VectorBuilder:
             Opcode.STORE,
             reads=[self.rows(vmem, tile.size)],
             writes=[self.program.memory(tensor), *([STATISTICS] if tensor.state else [])],
-            **tensor.walk(),
+            **tensor.walk(tile.image, tile.block, tile.line),
             scale=tensor.scale,
             lo=0 if tensor.state else policy.lo_bits,
             hi=0 if tensor.state else policy.hi_bits,
@@ -188,11 +189,8 @@ class VectorBuilder:
             n_count=tile.images,
             i_count=tile.lines,
             j_count=tile.pixels,
-            line=tile.image * tensor.height + tile.line,
-            line_n=tensor.height,
             line_i=1,
             pixel=tile.pixel,
-            pixel_block=tile.block,
             source=vmem,
             source_n=source_n,
             source_i=source_i,

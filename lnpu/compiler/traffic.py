@@ -14,12 +14,12 @@ from lnpu.compiler.program import Program
 from lnpu.config import BLOCK, ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, Opcode
 from lnpu.ctrl.counters import COUNTERS
-from lnpu.formats import LENGTH_UNIT, TensorKind
+from lnpu.formats import MAX_LENGTH, SLOT_BYTES, TensorKind
 
 __all__ = ["Traffic", "predict_traffic"]
 
 Lengths = NDArray[np.uint8]
-"""Length of each block of a tensor, in units of 8 bytes: its length table."""
+"""Length of each block of a tensor, in bytes: its length table."""
 
 
 @dataclass
@@ -30,6 +30,8 @@ class Traffic:
     write: dict[TensorKind, int] = field(default_factory=lambda: dict.fromkeys(TensorKind, 0))
     plain_read: dict[TensorKind, int] = field(default_factory=lambda: dict.fromkeys(TensorKind, 0))
     plain_write: dict[TensorKind, int] = field(default_factory=lambda: dict.fromkeys(TensorKind, 0))
+    blocks: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    """How often each block of a tensor was transferred, by the address of its length table."""
 
     def counters(self) -> dict[str, int]:
         """The same, by the names of the chip's counters."""
@@ -38,6 +40,11 @@ class Traffic:
             for name in ("read", "write", "plain_read", "plain_write")
             for kind, bits in getattr(self, name).items()
         }
+
+    def count(self, table: int, blocks: NDArray[np.int64], size: int) -> None:
+        """Note the transfer of these blocks of a tensor of `size` blocks."""
+        counts = self.blocks.setdefault(table, np.zeros(size, np.int64))
+        counts += np.bincount(blocks, minlength=size)
 
 
 def predict_traffic(
@@ -82,11 +89,6 @@ class _Fields(dict[str, int]):
         return 0
 
 
-def _words(config: ChipConfig, lengths: NDArray[np.int64]) -> int:
-    """AXI words of blocks of these lengths."""
-    return int((-(-lengths * LENGTH_UNIT * 8 // config.axi_bits)).sum())
-
-
 def _walk(f: Mapping[str, int], pixel_step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Line, pixel and validity of each (n, i, j) in order."""
     n, i, j = np.ogrid[: f["n_count"], : f["i_count"], : f["j_count"]]
@@ -97,9 +99,20 @@ def _walk(f: Mapping[str, int], pixel_step: int) -> tuple[NDArray[np.int64], NDA
 
 
 def _block(f: Mapping[str, int], line: NDArray[np.int64], pixel: NDArray[np.int64]) -> NDArray[np.int64]:
-    if f["log2_block_pixels"]:
-        return line * f["line_blocks"] + (pixel >> f["log2_block_pixels"])
-    return line * f["line_blocks"] + pixel * f["pixel_blocks"] + f["pixel_block"]
+    return line * f["line_blocks"] + (pixel >> f["log2_block_pixels"])
+
+
+def _words(
+    config: ChipConfig, f: Mapping[str, int], block: NDArray[np.int64], lengths: Lengths
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last AXI word of the bytes of each block, from the first word of the slots on."""
+    run = 1 << f["log2_run"]
+    padded = np.zeros(-(-len(lengths) // run) * run, np.int64)
+    padded[: len(lengths)] = lengths
+    before = np.cumsum(padded.reshape(-1, run), axis=1).ravel() - padded
+    start = SLOT_BYTES * (block - block % run) + before[block]
+    word_bytes = config.axi_bits // 8
+    return start // word_bytes, (start + padded[block] - 1) // word_bytes
 
 
 def _changes(values: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -120,8 +133,11 @@ def _load(total: Traffic, config: ChipConfig, f: Mapping[str, int], lengths: Len
     again = np.concatenate([[False], (block[1:] == block[:-1]) & (within[1:] <= within[:-1])])
     fetched = block[_changes(block) | again]
     table_words = int(_changes((f["table"] + fetched) // (config.axi_bits // 8)).sum())
-    words = _words(config, lengths[fetched].astype(np.int64)) + table_words
-    total.read[kind] += words * config.axi_bits
+    fetched = fetched[(lengths[fetched] > 0) & (lengths[fetched] <= MAX_LENGTH)]
+    total.count(f["table"], fetched, len(lengths))
+    first, last = _words(config, f, fetched, lengths)
+    kept = int((first[1:] == last[:-1]).sum())
+    total.read[kind] += (int((last - first + 1).sum()) - kept + table_words) * config.axi_bits
 
 
 def _store(total: Traffic, config: ChipConfig, f: Mapping[str, int], lengths: Lengths) -> None:
@@ -131,5 +147,8 @@ def _store(total: Traffic, config: ChipConfig, f: Mapping[str, int], lengths: Le
     block = block[_changes(block)] if share > 1 else block
     kind = TensorKind(f["kind"])
     table_words = int(_changes((f["table"] + block) // (config.axi_bits // 8)).sum())
-    total.write[kind] += (_words(config, lengths[block].astype(np.int64)) + table_words) * config.axi_bits
+    total.count(f["table"], block, len(lengths))
+    first, last = _words(config, f, block, lengths)
+    merged = int(((first[1:] == last[:-1]) & (block[1:] == block[:-1] + 1)).sum())
+    total.write[kind] += (int((last - first + 1).sum()) - merged + table_words) * config.axi_bits
     total.plain_write[kind] += 16 * BLOCK * len(block)

@@ -43,15 +43,17 @@ class Formats:
     error: Policy = POLICIES["fp16"]
     weight: Policy = POLICIES["fp16"]
     gradient: Policy = POLICIES["fp16"]
+    momentum: Policy | None = None
+    """Of the momenta of weights; None: they stay FP32."""
 
 
 @dataclass(frozen=True)
 class WeightParameter:
-    """A trained weight: FP32 master copy and momentum, encoded gradient and copy."""
+    """A trained weight: FP32 master copy, momentum (FP32 or encoded), encoded gradient and copy."""
 
     name: str
     master: RawTensor
-    momentum: RawTensor
+    momentum: RawTensor | Tensor
     gradient: Tensor
     weight: Tensor
 
@@ -131,7 +133,7 @@ class TrainingStep:
         self.formats, self.optimiser = formats, optimiser
         self.eps, self.norm_momentum = eps, norm_momentum
         self.stages = fuse(graph)
-        self.map = MemoryMap(size=memory, beat=config.beat)
+        self.map = MemoryMap(size=memory, config=config)
         self.tensors: dict[str, Tensor | RawTensor] = {}
         self.weights: dict[str, WeightParameter] = {}
         self.vectors: dict[str, VectorParameter] = {}
@@ -139,7 +141,8 @@ class TrainingStep:
         self.relu = {stage.name for stage in self.stages if isinstance(stage, GroupStage) and stage.relu}
         self._operations: dict[int, list[Operation]] = {}
         self.targets = dict(targets or {})
-        if unknown := set(self.targets) - {part.name for part in fields(Formats)}:
+        # Momenta are stored beside weights, and the chip takes statistics of one tensor at a time.
+        if unknown := set(self.targets) - {part.name for part in fields(Formats)} | {"momentum"} & set(self.targets):
             raise ValueError(f"targets must be of kinds of Formats, not {', '.join(sorted(unknown))}")
         self.dynamic: list[tuple[Tensor, Targets]] = []
         self.records: dict[str, int] = {}
@@ -251,10 +254,17 @@ class TrainingStep:
         weight = self._encoded(f"w.{name}", TensorKind.WEIGHT, "weight", 1, taps, padded, node.outputs)
         gradient = self._encoded(f"g.{name}", TensorKind.GRADIENT, "gradient", 1, taps, padded, node.outputs)
         rows = taps * padded
+        momentum: RawTensor | Tensor
+        if self.formats.momentum is None:
+            momentum = self._raw(f"momentum.{name}", TensorKind.OPTIMIZER, rows=rows, channels=node.outputs)
+        else:
+            momentum = self._encoded(
+                f"momentum.{name}", TensorKind.OPTIMIZER, "momentum", 1, taps, padded, node.outputs
+            )
         self.weights[name] = WeightParameter(
             name,
             self._raw(f"master.{name}", TensorKind.OPTIMIZER, rows=rows, channels=node.outputs),
-            self._raw(f"momentum.{name}", TensorKind.OPTIMIZER, rows=rows, channels=node.outputs),
+            momentum,
             gradient,
             weight,
         )
@@ -405,7 +415,7 @@ class TrainingStep:
         outputs = [stage.name]
         if norm is not None:
             summed = any(isinstance(s, ConvStage) and s.norm == stage.norm for s in self.stages)
-            for block in range(source.pixel_blocks):
+            for block in range(source.planes):
                 if not training:
                     layers.use_running_statistics(space, source, norm, block, eps=self.eps)
                 elif not summed:
@@ -580,7 +590,7 @@ class TrainingStep:
     def _bias_grad(self, space: Workspace, stage: LinearStage, dy: Tensor) -> None:
         v, rows = space.vectors, dy.block_channels // self.config.beat
         gradient = self.vectors[f"{stage.name}.bias"].gradient
-        for block in range(dy.pixel_blocks):
+        for block in range(dy.planes):
             space.stream(
                 dy,
                 block,

@@ -57,9 +57,9 @@ class WeightGradLowering:
         self.batches = 0
         self.pending: list[Callable[[], None]] = []
         budget = area // per_pixel
-        # Channels of x a core holds at a time; a tile of `out` holds whole blocks, so at least `block_pixels`.
+        # Channels of x a core holds at a time; a tile of `out` holds whole runs, so at least `run_pixels`.
         self.channels = power_of_two(min(x.padded, BLOCK, config.rows, config.psum_rows, budget))
-        if self.channels < min(out.width, max(config.beat, out.block_pixels)):
+        if self.channels < min(out.width, max(config.beat, out.run_pixels)):
             raise ValueError(f"no tile of {out.name} fits {budget} pixels of the vector memory")
         self.taps, self.tile = self._plan(budget)
         sums = self.taps[0] * self.taps[1] * self.channels
@@ -113,7 +113,7 @@ class WeightGradLowering:
         jobs = [  # what a group of cores sums up: some taps of some channels
             (group, channel) for group in groups for channel in range(0, self.x.padded, self.channels)
         ]
-        for block in range(self.out.pixel_blocks):
+        for block in range(self.out.planes):
             for start in range(0, len(jobs), self.cores_m):
                 self._batch(jobs[start : start + self.cores_m], block, epilogue)
         self._finish()
@@ -128,7 +128,7 @@ class WeightGradLowering:
             r, s = divmod(tap, shape.kernel_width)
             if r in useful_r and s in useful_s:
                 continue
-            for block in range(self.out.pixel_blocks):
+            for block in range(self.out.planes):
                 for channel in range(0, self.x.padded, self.channels):
                     channels = min(self.channels, self.x.padded - channel)
                     tile = Tile(0, 1, tap, 1, channel, channels, block, self.out.block_channels // self.config.beat)
@@ -280,19 +280,16 @@ class WeightGradLowering:
                     Opcode.LOAD,
                     reads=[self.program.memory(dy)],
                     writes=page_regions("dense", cores, page),
-                    **dy.walk(),
+                    **dy.walk(box.image, part, box.line),
                     target=Target.DENSE.value,
                     page=page,
                     cores=cores,
                     n_count=box.images,
                     i_count=box.lines,
                     j_count=box.pixels,
-                    line=box.image * dy.height + box.line,
-                    line_n=dy.height,
                     line_i=1,
                     pixel=box.pixel,
                     pixel_j=1,
-                    pixel_block=part,
                     i_end=box.lines,
                     j_end=box.pixels,
                     channel=start // beat,

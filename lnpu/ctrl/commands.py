@@ -95,10 +95,9 @@ _WALK = {  # pixels of an encoded tensor, in three nested loops n, i, j (j inner
     "line_n": 16,  # lines from one n to the next
     "line_i": 8,  # lines from one i to the next
     "pixel": signed(16),  # pixel in its line of j = 0
-    "line_blocks": 16,  # blocks in a line
+    "line_blocks": 16,  # block numbers from one line to the next
     "log2_block_pixels": 3,  # pixels that share a block (where a pixel has fewer than 64 channels)
-    "pixel_blocks": 8,  # blocks of a pixel (1 where pixels share blocks)
-    "pixel_block": 8,  # which block of the pixel
+    "log2_run": 3,  # blocks that are packed one behind the other, 0 to 4
 }
 
 _FIELDS: dict[Opcode, dict] = {

@@ -17,8 +17,8 @@ MAX_SCALE = 64
 SCALE_MIN, SCALE_MAX = -64, 63
 """Where ADAPT saturates scales."""
 COUNTS = ("zero", "underflow", "fp8", "fp16")
-STEP = 0x400
-"""A factor of two in an FP16 pattern."""
+LO_STEP, HI_STEP = 0x400, 0x100
+"""A factor of two in an FP16 pattern, and a quarter of that."""
 
 TENSOR_STATE = data.StructLayout({"scale": signed(8), "lo": 15, "hi": 15})
 """How a tensor is stored: exponent of its scale, FP16 magnitudes (see `Quantizer`)."""
@@ -236,7 +236,7 @@ class FgmpController(Block):
             whole.eq(Mux(comparison[1], total, nonzero)),
             above.eq((part << 8) > product),
             below.eq((part << 8) < product),
-            crowded.eq(lo + STEP > hi),
+            crowded.eq(lo + Mux(comparison[1], LO_STEP, HI_STEP) > hi),
         ]
 
         problem = Signal(Error)
@@ -306,13 +306,13 @@ class FgmpController(Block):
             with m.State("COMPARE"):
                 with m.Switch(comparison):
                     with m.Case(HI_MOST), m.If(adapt.adapt_hi & above & (hi_exponent < adapt.hi_max)):
-                        m.d.sync += hi.eq(hi + STEP)
+                        m.d.sync += hi.eq(hi + HI_STEP)
                     with m.Case(HI_LEAST), m.If(adapt.adapt_hi & below & (hi_exponent > adapt.hi_min) & ~crowded):
-                        m.d.sync += hi.eq(hi - STEP)
+                        m.d.sync += hi.eq(hi - HI_STEP)
                     with m.Case(LO_MOST), m.If(adapt.adapt_lo & above & (lo_exponent > adapt.lo_min)):
-                        m.d.sync += lo.eq(lo - STEP)
+                        m.d.sync += lo.eq(lo - LO_STEP)
                     with m.Case(LO_LEAST), m.If(adapt.adapt_lo & below & (lo_exponent < adapt.lo_max) & ~crowded):
-                        m.d.sync += lo.eq(lo + STEP)
+                        m.d.sync += lo.eq(lo + LO_STEP)
                 m.d.sync += [comparison.eq(comparison + 1), product.eq(0)]
                 m.next = "MULTIPLY"
                 with m.If(comparison == LO_LEAST):

@@ -5,7 +5,7 @@ from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
-from lnpu.formats import BLOCK, LENGTH_UNIT, Code, NonzeroMode, PrecisionMode, element_beat
+from lnpu.formats import BLOCK, Code, NonzeroMode, PrecisionMode, element_beat
 from lnpu.hdl import Block, Sram, place
 from lnpu.mem.fifo import RegisterFifo
 
@@ -21,8 +21,8 @@ WINDOW_UNITS = 6
 
 
 def decoder_input(config: ChipConfig) -> data.StructLayout:
-    """A word of an encoded block, whether it is the block's last, and the block's length (the same in each)."""
-    return data.StructLayout({"data": config.axi_bits, "last": 1, "length": 5})
+    """A word of an encoded block, whether it is the block's last, and the block's bytes (the same in each; 0: none)."""
+    return data.StructLayout({"data": config.axi_bits, "last": 1, "length": 8})
 
 
 def expand_e4m3(byte: Value) -> Value:
@@ -54,14 +54,16 @@ class Decoder(Block):
 
     - header: magic other than 0b1010, a reserved mode, empty with a precision mode other than 0, masked with no
       non-zero or with 64, mixed whose non-zeros are all FP8 or all FP16;
-    - padding bits of the precision mask, or bytes between the last payload and the next multiple of 8, that are not 0;
-    - `length` other than the length that header and masks imply, or a number of words up to `last` other than that
-      of `length` (so 0 and more than 19 are always errors);
+    - padding bits of the precision mask that are not 0;
+    - `length` other than the length that header and masks imply (so 0 and more than 145 are always errors);
     - an E4M3 payload that is a zero or a NaN, an FP16 payload that is a zero (of either sign).
 
-    Not looked at: what follows the `length * 8` bytes in the last word, and whether an FP16 element ought to be FP8 by
+    Not looked at: what follows the `length` bytes in the last word, and whether an FP16 element ought to be FP8 by
     some policy. A malformed block gives 64 zeros, however late in the block the defect is found (a block is held
     until it has been checked completely); the rest of its words up to `last` is dropped.
+
+    `last` comes with word ceil(length / word bytes), with the first if `length` is 0. If it comes with another, the
+    block gives 64 elements, but which is open, and so is whether it counts as malformed; other blocks are as ever.
 
     In the steady state the decoder takes a word a cycle or gives a beat a cycle, whichever binds. Latency from the
     last word of a block to its first beat: about 8 cycles.
@@ -74,7 +76,7 @@ class Decoder(Block):
     Members
     -------
     i : In(stream.Signature(decoder_input(config)))
-        The words of one block after the other; a block starts with a word.
+        The words of one block after the other; a block starts with a word, and its first byte is the word's lowest.
     o : Out(stream.Signature(element_beat(config.beat)))
     error : Out(1)
         High for one cycle for each malformed block, before its first beat is offered.
@@ -112,7 +114,7 @@ class Decoder(Block):
     def elaborate(self, platform):
         m = Module()
         unit = max(self.config.axi_bits // 8, 2 * self.config.beat)
-        unit_layout = data.StructLayout({"data": 8 * unit, "last": 1, "right": 1})  # right: as many words as expected
+        unit_layout = data.StructLayout({"data": 8 * unit, "last": 1})
         packed = self._pack(m, unit)
         held, header = self._header(m, packed, unit, unit_layout)
         window = self._window(m, held, unit_layout)
@@ -126,28 +128,14 @@ class Decoder(Block):
         config = self.config
         word = config.axi_bits // 8
         group = unit // word
-        layout = data.StructLayout({"data": 8 * unit, "last": 1, "right": 1, "length": 5})
+        layout = data.StructLayout({"data": 8 * unit, "last": 1, "length": 8})
         packed = stream.Signature(layout).create(path=("packed",))
-
-        # A block of more than 31 words is never right.
-        words, expected, right = Signal(5), Signal(5), Signal()
-        m.d.comb += [
-            expected.eq((self.i.payload.length + (word // LENGTH_UNIT - 1)) >> (word // LENGTH_UNIT).bit_length() - 1),
-            right.eq(words + 1 == expected),
-        ]
-        with m.If(self.i.valid & self.i.ready):
-            with m.If(self.i.payload.last):
-                m.d.sync += words.eq(0)
-            with m.Elif(words != 31):
-                m.d.sync += words.eq(words + 1)
-
         if group == 1:
             m.d.comb += [
                 self.i.ready.eq(packed.ready),
                 packed.valid.eq(self.i.valid),
                 packed.payload.data.eq(self.i.payload.data),
                 packed.payload.last.eq(self.i.payload.last),
-                packed.payload.right.eq(right),
                 packed.payload.length.eq(self.i.payload.length),
             ]
             return packed
@@ -167,7 +155,6 @@ class Decoder(Block):
                     m.d.sync += gathered.data[index * 8 * word : (index + 1) * 8 * word].eq(self.i.payload.data)
             m.d.sync += [
                 gathered.last.eq(self.i.payload.last),
-                gathered.right.eq(right),
                 gathered.length.eq(self.i.payload.length),
             ]
             with m.If(self.i.payload.last | (slot == group - 1)):
@@ -180,7 +167,7 @@ class Decoder(Block):
         """Collect headers; pass on the units that hold payload or end a block."""
         most = -(-HEADER_BYTES // unit)
         raw = Signal(8 * unit * most, name="header", reset_less=True)
-        length = Signal(5, name="header_length", reset_less=True)
+        length = Signal(8, name="header_length", reset_less=True)
         complete = Signal(name="header_complete")
         index, collecting = Signal(range(most + 1), name="unit_index"), Signal(name="header_collecting", init=1)
         held = stream.Signature(unit_layout).create(path=("held",))
@@ -196,7 +183,7 @@ class Decoder(Block):
 
         header = stream.Signature(data.StructLayout({
             "mask": BLOCK, "precision": BLOCK, "nonzeros": 7, "fp16": 1, "mixed": 1, "masked": 1,
-            "start": 5, "length": 5, "zero": 1, "bad": 1,
+            "start": 5, "length": 8, "zero": 1, "bad": 1,
         })).create(path=("header_out",))  # fmt: skip
         out = header.payload
         magic, nonzero_mode, precision_mode = raw[4:8], raw[:2], raw[2:4]
@@ -239,7 +226,6 @@ class Decoder(Block):
             m.d.sync += [
                 held.payload.data.eq(packed.payload.data),
                 held.payload.last.eq(packed.payload.last),
-                held.payload.right.eq(packed.payload.right),
                 held_index.eq(index),
             ]
             with m.If(packed.payload.last):
@@ -286,7 +272,7 @@ class Decoder(Block):
         active, beats, first = Signal(name="block_active"), Signal(range(BLOCK // beat)), Signal(name="block_first")
         seen8, seen16 = Signal(reset_less=True), Signal(reset_less=True)
         ranked = stream.Signature(data.StructLayout({
-            "nonzero": beat, "fp16": beat, "first": 1, "final": 1, "zero": 1, "bad": 1, "start": 5, "length": 5,
+            "nonzero": beat, "fp16": beat, "first": 1, "final": 1, "zero": 1, "bad": 1, "start": 5, "length": 8,
         })).create(path=("ranked",))  # fmt: skip
         advance, final, bad = Signal(name="rank_advance"), Signal(name="rank_final"), Signal(name="rank_bad")
         mask, fp16, ranks = Signal(beat, name="rank_mask"), Signal(beat, name="rank_fp16"), []
@@ -342,7 +328,7 @@ class Decoder(Block):
         """Where each non-zero's bytes lie behind the beat's first byte, and how long the block is so far."""
         beat = self.config.beat
         layout = data.StructLayout({
-            "nonzero": beat, "fp16": beat, "first": 1, "final": 1, "zero": 1, "bad": 1, "start": 5, "length": 5,
+            "nonzero": beat, "fp16": beat, "first": 1, "final": 1, "zero": 1, "bad": 1, "start": 5, "length": 8,
             "offset": data.ArrayLayout(range(2 * beat - 1), beat), "bytes": range(2 * beat + 1), "total": 8,
         })  # fmt: skip
         placed = stream.Signature(layout).create(path=("placed",))
@@ -374,14 +360,13 @@ class Decoder(Block):
         payload = placed.payload
         aligned = stream.Signature(data.StructLayout({
             "bytes": 16 * beat, "nonzero": beat, "fp16": beat, "offset": payload.offset.shape(),
-            "final": 1, "zero": 1, "bad": 1, "lane": 64, "used": 3,
+            "final": 1, "zero": 1, "bad": 1,
         })).create(path=("aligned",))  # fmt: skip
 
         position, at, end = Signal(range(unit + 1)), Signal(range(unit + 1)), Signal(range(2 * unit + 1))
         starved, skipping = Signal(), Signal()  # the rest of the block has no bytes; bytes are left over
         dry, cross, present, enough, go = Signal(), Signal(), Signal(), Signal(), Signal()
         bits = unit.bit_length() - 1
-        last_byte = Signal(range(2 * unit), name="last_byte")
         m.d.comb += [
             dry.eq(starved & ~payload.first),
             at.eq(Mux(payload.first, payload.start[:bits], position)),
@@ -391,13 +376,6 @@ class Decoder(Block):
             enough.eq(present & (~cross | here.last | (level > 1))),
             placed.ready.eq((~aligned.valid | aligned.ready) & ~skipping & (dry | enough)),
             go.eq(placed.valid & placed.ready),
-            last_byte.eq(end - 1),
-        ]
-        short, right, leftover = Signal(), Signal(), Signal()
-        m.d.comb += [
-            short.eq(dry | (cross & here.last)),
-            right.eq(~short & Mux(cross, there.last & there.right, here.last & here.right)),
-            leftover.eq(~short & ~Mux(cross, there.last, here.last)),
         ]
         with m.If(skipping):
             m.d.comb += pop.eq(present)
@@ -406,7 +384,7 @@ class Decoder(Block):
             m.d.sync += [starved.eq(0), position.eq(end)]
             with m.If(payload.final):
                 m.d.comb += pop.eq(Mux(cross & ~here.last, 2, 1))
-                m.d.sync += skipping.eq(leftover)
+                m.d.sync += skipping.eq(~here.last & ~(cross & there.last))
             with m.Elif(cross & here.last):
                 m.d.comb += pop.eq(1)
                 m.d.sync += starved.eq(1)
@@ -419,16 +397,10 @@ class Decoder(Block):
         with m.If(go):
             for name in ("nonzero", "fp16", "offset", "final", "zero"):
                 m.d.sync += aligned.payload[name].eq(payload[name])
-            lanes = Cat(here.data, there.data)
+            # A block that ends too early or too late has a length other than its contents': only that is checked.
             m.d.sync += [
-                aligned.payload.bytes.eq((lanes >> (at[:bits] << 3))[: 16 * beat]),
-                # The 8 bytes with the block's last used byte, to see whether those behind it are zero.
-                aligned.payload.lane.eq(lanes.word_select(last_byte >> 3, 64)),
-                aligned.payload.used.eq(last_byte[:3]),
-                aligned.payload.bad.eq(
-                    payload.bad
-                    | (payload.final & (~right | (((payload.total + LENGTH_UNIT - 1) >> 3) != payload.length)))
-                ),
+                aligned.payload.bytes.eq((Cat(here.data, there.data) >> (at[:bits] << 3))[: 16 * beat]),
+                aligned.payload.bad.eq(payload.bad | (payload.final & (payload.total != payload.length))),
             ]
         return aligned
 
@@ -438,22 +410,12 @@ class Decoder(Block):
         picked = stream.Signature(data.StructLayout({
             "raw": data.ArrayLayout(16, beat), "nonzero": beat, "fp16": beat, "final": 1, "zero": 1, "bad": 1,
         })).create(path=("picked",))  # fmt: skip
-        padding = Signal(name="payload_padding")
-        m.d.comb += [
-            aligned.ready.eq(~picked.valid | picked.ready),
-            padding.eq(
-                Cat(
-                    aligned.payload.lane[8 * byte : 8 * byte + 8].any() & (aligned.payload.used < byte)
-                    for byte in range(1, 8)
-                ).any()
-            ),
-        ]
+        m.d.comb += aligned.ready.eq(~picked.valid | picked.ready)
         with m.If(aligned.ready):
             m.d.sync += picked.valid.eq(aligned.valid)
         with m.If(aligned.ready & aligned.valid):
-            for name in ("nonzero", "fp16", "final", "zero"):
+            for name in ("nonzero", "fp16", "final", "zero", "bad"):
                 m.d.sync += picked.payload[name].eq(aligned.payload[name])
-            m.d.sync += picked.payload.bad.eq(aligned.payload.bad | (aligned.payload.final & padding))
             for element in range(beat):
                 reach = aligned.payload.bytes[: 16 * (element + 1)]
                 offset = aligned.payload.offset[element]

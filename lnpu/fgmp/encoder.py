@@ -1,8 +1,9 @@
 """Encodes blocks of 64 elements: quantises, drops zeros, packs masks and payloads into AXI words.
 
 The elements of a beat are quantised and compacted to bytes as they come, and the bytes of a block gathered into lines
-that wait in a memory. Its masks, hence the size of what precedes the payloads, are known with its last beat: only then
-does the block leave, its lines rotated by that size into the place behind header and masks.
+that wait in a memory. Its masks, hence its length and the size of what precedes the payloads, are known with its last
+beat: only then can the reader of the lengths say where the block goes. It leaves with its lines rotated into the place
+behind header and masks, and these shifted into the place behind the block before it.
 """
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
@@ -12,11 +13,11 @@ from amaranth.utils import ceil_log2
 
 from lnpu.config import BLOCK, ChipConfig
 from lnpu.fgmp.quantizer import Quantizer
-from lnpu.formats import F16_INF, LENGTH_UNIT, Code, NonzeroMode, PrecisionMode
+from lnpu.formats import F16_INF, Code, NonzeroMode, PrecisionMode
 from lnpu.hdl import Block, Sram, place
 from lnpu.mem.fifo import RegisterFifo
 
-__all__ = ["BLOCKS_AHEAD", "Encoder", "encoded_word", "encoder_events"]
+__all__ = ["BLOCKS_AHEAD", "Encoder", "block_place", "block_size", "encoder_events"]
 
 BLOCKS_AHEAD = 4
 """Encoded blocks that wait for their turn at most."""
@@ -25,9 +26,21 @@ MAGIC = 0b1010
 HEADER_BYTES = 17  # header, non-zero mask, precision mask at most
 
 
-def encoded_word(config: ChipConfig) -> data.StructLayout:
-    """A word of an encoded block; `length`, the used length in units of 8 bytes, is the same in all its words."""
-    return data.StructLayout({"data": config.axi_bits, "first": 1, "last": 1, "length": 5})
+def block_size() -> data.StructLayout:
+    """Bytes of an encoded block: all of them (1 to 145), and those before its payloads (1 to 17)."""
+    return data.StructLayout({"length": 8, "head": 5})
+
+
+def block_place(config: ChipConfig) -> data.StructLayout:
+    """Where a block goes, in bytes from the start of the AXI word in which it begins.
+
+    - `start`: its first byte. Not 0: the block before it has left its last bytes to share this word.
+    - `payload`: its first payload byte, `start` + `head`.
+    - `words`: words that leave with this block: those that it completes, and with `flush` the last one in any case.
+    - `flush`: the next block starts in a word of its own.
+    """
+    start = unsigned((config.axi_bits // 8 - 1).bit_length())
+    return data.StructLayout({"start": start, "payload": 6, "words": 5, "flush": 1})
 
 
 def encoder_events(config: ChipConfig) -> data.StructLayout:
@@ -140,7 +153,8 @@ class Encoder(Block):
     """Turns beats of FP16 elements into encoded blocks (see *Encoded tensors in memory* in `docs/architecture.md`).
 
     64 / `beat` beats make a block. Takes a beat a cycle and gives a word a cycle, whichever binds; a block's first
-    word comes six cycles after its last beat. There are no combinational paths between the streams.
+    word comes six cycles after its last beat. A block takes a cycle more where its last payloads leave a part of a word
+    behind. There are no combinational paths between the streams.
 
     Members
     -------
@@ -148,11 +162,12 @@ class Encoder(Block):
         FP16 patterns.
     lo, hi : In(15); below : In(2); above : In(1)
         Policy (see `Quantizer`); belongs to the beat on `i`.
-    lengths : Out(stream.Signature(5))
-        Length of each block in units of 8 bytes, from before its words come: a block is not emitted until its length
-        has room in a queue of `BLOCKS_AHEAD`.
-    o : Out(stream.Signature(encoded_word(config)))
-        Words of the blocks, zeros beyond the used length.
+    sizes : Out(stream.Signature(block_size()))
+        Of each block, as soon as it is known, in a queue of `BLOCKS_AHEAD`.
+    places : In(stream.Signature(block_place(config)))
+        Of each block. Its words come after this.
+    o : Out(stream.Signature(axi_bits))
+        Words of the blocks, zeros before the first and beyond the last byte of a word that is not full.
     events : Out(encoder_events(config))
         Statistics; valid in one cycle for each beat.
     """
@@ -166,8 +181,9 @@ class Encoder(Block):
                 "hi": In(15),
                 "below": In(2),
                 "above": In(1),
-                "lengths": Out(stream.Signature(unsigned(5))),
-                "o": Out(stream.Signature(encoded_word(config))),
+                "sizes": Out(stream.Signature(block_size())),
+                "places": In(stream.Signature(block_place(config))),
+                "o": Out(stream.Signature(unsigned(config.axi_bits))),
                 "events": Out(encoder_events(config)),
             }
         )
@@ -192,13 +208,12 @@ class Encoder(Block):
                 "precision": 2,
                 "nonzeros": BLOCK,
                 "precisions": BLOCK,
-                "size": 5,  # bytes of header and masks
-                "payload": 8,  # bytes of payloads
-                "length": 5,
+                "payload_words": 5,
             }
         )
         metas = place(m, "metas", SramFifo(width=meta_layout.size, depth=BLOCKS_AHEAD))
-        ahead = place(m, "ahead", RegisterFifo(shape=unsigned(5), depth=BLOCKS_AHEAD))
+        ahead = place(m, "ahead", RegisterFifo(shape=block_size(), depth=BLOCKS_AHEAD))
+        places = place(m, "places", RegisterFifo(shape=block_place(config), depth=BLOCKS_AHEAD))
 
         # 1: quantised.
         quantized_valid = Signal()
@@ -351,10 +366,10 @@ class Encoder(Block):
                     gathered_fp16.eq(fp16_next),
                 ]
 
-        # 4: the block's modes and lengths.
+        # 4: the block's modes and sizes.
         nonzero_mode, precision_mode = Signal(2), Signal(2)
-        size, payload, used = Signal(5), Signal(8), Signal(8)
-        length = Signal(5)
+        size, payload, payload_words = Signal(block_size()), Signal(8), Signal(5)
+        word_bits = ceil_log2(word_bytes)
         room = Signal()
         with m.If(gathered_nonzeros == 0):
             m.d.comb += nonzero_mode.eq(NonzeroMode.EMPTY)
@@ -369,23 +384,21 @@ class Encoder(Block):
         with m.Else():
             m.d.comb += precision_mode.eq(PrecisionMode.MIXED)
         m.d.comb += [
-            size.eq(
+            size.head.eq(
                 1
                 + Mux(nonzero_mode == NonzeroMode.MASKED, BLOCK // 8, 0)
                 + Mux(precision_mode == PrecisionMode.MIXED, (gathered_nonzeros + 7)[3:], 0)
             ),
             payload.eq(gathered_nonzeros + gathered_fp16),
-            used.eq(size + payload),
-            length.eq((used + (LENGTH_UNIT - 1))[3:]),
+            payload_words.eq((payload + (word_bytes - 1)) >> word_bits),
+            size.length.eq(size.head + payload),
         ]
         meta = {
             "nonzero": nonzero_mode,
             "precision": precision_mode,
             "nonzeros": gathered_mask,
             "precisions": gathered_precisions,
-            "size": size,
-            "payload": payload,
-            "length": length,
+            "payload_words": payload_words,
         }
         assert list(meta) == list(meta_layout.members)
         m.d.comb += [
@@ -394,31 +407,35 @@ class Encoder(Block):
             metas.i.valid.eq(gathered_valid & ahead.i.ready),
             metas.i.payload.eq(Cat(meta.values())),
             ahead.i.valid.eq(gathered_valid & metas.i.ready),
-            ahead.i.payload.eq(length),
+            ahead.i.payload.eq(size),
         ]
-        wiring.connect(m, ahead.o, wiring.flipped(self.lengths))
+        wiring.connect(m, ahead.o, wiring.flipped(self.sizes))
+        wiring.connect(m, wiring.flipped(self.places), places.i)
 
-        # 5: words. Output word k holds the header's bytes of its place, and payload words k - skip and the one before.
+        # 5: words. Word k holds the header's bytes of its place, and payload words k - skip and the one before. What is
+        # left of a block that is not flushed stays in `before` and comes into the next block's word 0. That takes no
+        # cycle if it is the rest of a payload word.
         head = Signal(meta_layout)
-        advance, emit = Signal(), Signal()
+        spot = Signal(block_place(config))
+        advance, emit, leaves = Signal(), Signal(), Signal()
         k = Signal(5)
-        word_bits = ceil_log2(word_bytes)
-        most_header = 1 + BLOCK // 8 + BLOCK // 8  # bytes: header and both masks
-        skip, turn = Signal(2), Signal(word_bits)
+        skip, turn = Signal(6 - word_bits), Signal(word_bits)
         place_in_payload = Signal(6)
-        payload_words = Signal(5)
-        wants, final = Signal(), Signal()
+        begun, wants, spent, final = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             head.eq(metas.o.payload),
-            turn.eq(head.size[:word_bits]),
-            skip.eq(head.size >> word_bits),
-            payload_words.eq((head.payload + (word_bytes - 1)) >> word_bits),
+            spot.eq(places.o.payload),
+            Cat(turn, skip).eq(spot.payload),
             place_in_payload.eq(k - skip),
-            wants.eq(((k >= skip) if most_header >> word_bits else 1) & (place_in_payload < payload_words)),
-            final.eq(k == ((head.length - 1) >> (word_bits - 3))),
+            begun.eq(k >= skip),
+            wants.eq(begun & (place_in_payload < head.payload_words)),
+            spent.eq((head.payload_words == 0) | (begun & (place_in_payload == head.payload_words - 1))),
+            final.eq(Mux(spot.flush, k == spot.words - 1, spent)),
+            leaves.eq(k < spot.words),
             advance.eq(~self.o.valid | self.o.ready),
-            emit.eq(advance & metas.o.valid & (lines.o.valid | ~wants)),
+            emit.eq(advance & metas.o.valid & places.o.valid & (lines.o.valid | ~wants)),
             metas.o.ready.eq(emit & final),
+            places.o.ready.eq(emit & final),
         ]
         word = Signal(8 * word_bytes)
         if line_words == 1:
@@ -428,7 +445,7 @@ class Encoder(Block):
             ends = Signal()
             m.d.comb += [
                 word.eq(lines.o.payload.word_select(part, 8 * word_bytes)),
-                ends.eq((part == line_words - 1) | (place_in_payload == payload_words - 1)),
+                ends.eq((part == line_words - 1) | (place_in_payload == head.payload_words - 1)),
                 lines.o.ready.eq(emit & wants & ends),
             ]
             with m.If(emit & wants):
@@ -438,33 +455,40 @@ class Encoder(Block):
         m.d.comb += wanted.eq(Mux(wants, word, 0))
         turned = _rotate(m, "word", wanted, turn)
         before = Signal(8 * word_bytes)
-        header = Signal(8 * 3 * max(word_bytes, 8))
-        header_words = [
-            header[8 * word_bytes * n : 8 * word_bytes * (n + 1)] for n in range(-(-HEADER_BYTES // word_bytes))
-        ]
+        header = Signal(8 * HEADER_BYTES)
         first_byte = Cat(head.nonzero, head.precision, Const(MAGIC, 4))
         precisions_field = Mux(head.precision == PrecisionMode.MIXED, head.precisions, 0)
         with m.If(head.nonzero == NonzeroMode.MASKED):
             m.d.comb += header.eq(Cat(first_byte, head.nonzeros, precisions_field))
         with m.Else():
             m.d.comb += header.eq(Cat(first_byte, precisions_field))
-        composed = Signal(8 * word_bytes)
+        shifted = header
+        for bit in range(word_bits):
+            moved = Signal(len(shifted) + (8 << bit), name=f"header_shift{bit}")
+            m.d.comb += moved.eq(Mux(spot.start[bit], Cat(Const(0, 8 << bit), shifted), shifted))
+            shifted = moved
+        header_words = [
+            shifted[8 * word_bytes * n : 8 * word_bytes * (n + 1)] for n in range(-(-len(shifted) // (8 * word_bytes)))
+        ]
+        # What the block before has left is before the first payload: if that is in a later word, word 0 takes it all.
+        # The rest of a word that leaves is that of its payload word, nothing after a flush.
+        composed, rest = Signal(8 * word_bytes), Signal(8 * word_bytes)
         for b in range(word_bytes):
             at = slice(8 * b, 8 * b + 8)
             head_byte = 0
             for n, header_word in enumerate(header_words):
                 head_byte = Mux(k == n, header_word[at], head_byte)
-            here = b >= turn if b < word_bytes - 1 else Const(1)
-            m.d.comb += composed[at].eq(Mux(here, turned[at], before[at]) | head_byte)
+            here = (b >= turn if b < word_bytes - 1 else Const(1)) & begun
+            m.d.comb += [
+                composed[at].eq(Mux(here, turned[at], before[at]) | head_byte),
+                rest[at].eq(Mux(leaves, Mux(here, 0, turned[at]), composed[at])),
+            ]
         with m.If(advance):
-            m.d.sync += self.o.valid.eq(emit)
+            m.d.sync += self.o.valid.eq(emit & leaves)
         with m.If(emit):
             m.d.sync += [
-                self.o.payload.data.eq(composed),
-                self.o.payload.first.eq(k == 0),
-                self.o.payload.last.eq(final),
-                self.o.payload.length.eq(head.length),
+                self.o.payload.eq(composed),
                 k.eq(Mux(final, 0, k + 1)),
-                before.eq(Mux(final, 0, turned)),
+                before.eq(rest),
             ]
         return m

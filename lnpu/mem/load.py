@@ -7,19 +7,17 @@ from amaranth.lib.wiring import In, Out
 from lnpu.config import BLOCK, ChipConfig
 from lnpu.ctrl.commands import LAYOUTS, Opcode, Target
 from lnpu.fgmp.decoder import Decoder
-from lnpu.formats import LENGTH_UNIT, SLOT_BYTES, Code
+from lnpu.formats import MAX_LENGTH, MAX_LOG2_RUN, SLOT_BYTES, Code
 from lnpu.fp.half import HalfToSingle
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, buffer_write, command_stream, memory_read_signature, vmem_write
+from lnpu.mem.aligner import Aligner, aligned_block
 from lnpu.mem.fifo import RegisterFifo
 
 __all__ = ["LoadUnit", "LoadWalker", "load_events", "load_pixel", "load_walk"]
 
 BLOCK_BITS = 33
 """Bits of a block's number: 160 bytes times that covers 40 address bits. Block numbers are modulo 2^33."""
-
-MAX_LENGTH = 19
-"""Longest encoded block in units of 8 bytes."""
 
 ROW_BITS = 31
 """Bits of a destination row before it is checked (signed)."""
@@ -44,14 +42,13 @@ def load_events(config: ChipConfig) -> data.StructLayout:
 def load_walk() -> data.StructLayout:
     """Parameters of a `LoadWalker`: fields of LOAD, and products of them modulo 2^33.
 
-    `block`: line * line_blocks; `block_n`, `block_i`: the same of line_n and line_i. `within`: pixel * pixel_blocks +
-    pixel_block; `within_j`: pixel_j * pixel_blocks.
+    `block`: line * line_blocks; `block_n`, `block_i`: the same of line_n and line_i.
     """
     count = dict.fromkeys(("n_count", "i_count", "j_count", "i_first", "i_end", "j_first", "j_end"), 12)
     return data.StructLayout(
         count
         | {"line": signed(25), "line_n": 16, "line_i": 8, "pixel": signed(16), "pixel_j": 8}
-        | dict.fromkeys(("block", "block_n", "block_i", "within", "within_j"), BLOCK_BITS)
+        | dict.fromkeys(("block", "block_n", "block_i"), BLOCK_BITS)
         | {"log2_block_pixels": 3, "channel": 5}
         | {"dest": 16, "dest_n": signed(16), "dest_i": signed(16), "dest_j": signed(16)}
     )
@@ -148,7 +145,6 @@ class LoadWalker(Block):
         line = follow("line", signed(30), walk.line, walk.line_n, walk.line_i, None)
         block = follow("block", BLOCK_BITS, walk.block, walk.block_n, walk.block_i, None)
         pixel = follow("pixel", signed(22), walk.pixel, None, None, walk.pixel_j)
-        within = follow("within", BLOCK_BITS, walk.within, None, None, walk.within_j)
         row = Const(0, 1)
         if self.rows:
             row = follow("row", signed(ROW_BITS), walk.dest, walk.dest_n, walk.dest_i, walk.dest_j)
@@ -176,7 +172,7 @@ class LoadWalker(Block):
                 for log2 in range(beats + 1):
                     with m.Case(log2):
                         m.d.sync += [
-                            found.block.eq(block + (pixel[log2:] if log2 else within)),
+                            found.block.eq(block + pixel[log2:]),
                             found.position.eq(Cat(Const(0, beats - log2), pixel[:log2]) + walk.channel),
                         ]
 
@@ -208,21 +204,26 @@ class LoadUnit(Block):
 
     - FIELD: the command cannot run and has been dropped: an opcode other than LOAD and LOAD_RAW; a count or
       `line_blocks` that is 0; channel_beats of 0 or channel + channel_beats beyond the pixel's part of a block; a part
-      smaller than a beat; pixel_block not below pixel_blocks (where pixels do not share blocks); target 3; |scale| > 64
+      smaller than a beat; runs of more than 16 blocks or more than an AXI word has bytes; target 3; |scale| > 64
       (whatever the target); i_end > i_count, i_first > i_end or the same of j; `slots` or `table` not a multiple of 32;
       for the cores' buffers: no core, one that there is not, `element` not a multiple of `beat`. LOAD_RAW: a count of
       0, `address` or `pitch` not a multiple of the AXI width. Both: an address beyond `address_bits`.
     - RANGE: a beat whose destination is outside its buffer, which is dropped; a pixel that is not padding but whose
       line or number is negative, which is treated as padding.
-    - DECODE: a malformed block, or one with a length of 0 or more than 19 in the table, which is not read. It counts
+    - DECODE: a malformed block, or one with a length of 0 or more than 145 in the table, which is not read. It counts
       as a block of zeros.
 
     Errors of one kind that come at the same time as others may merge; `error` is NONE in the cycles between, and all
     have been given when `busy` falls. Destination rows are exact integers (they do not wrap), block numbers are modulo
     2^33. Neither the number of lines nor `line_blocks` bounds the pixels.
 
-    LOAD needs 8 cycles before it walks. In the steady state it is limited by the slowest of: memory; decoder (see
-    `Decoder`); placement, one beat a cycle, in which beats of a block that no pixel needs count too.
+    A block begins behind those before it in its run: at the sum of their bytes in the table, whatever these are. Its
+    words are one request, or none: the first word is not asked for if it is the last one of the block that was read
+    before in this command.
+
+    LOAD needs 6 cycles before it walks. In the steady state it is limited by the slowest of: memory; `Aligner` and
+    `Decoder`; placement, one beat a cycle, in which beats of a block that no pixel needs count too. Where an AXI word
+    has 8 bytes, the lengths of 8 blocks at a time are read, so 8 blocks take no less than a read of memory.
 
     Parameters
     ----------
@@ -272,7 +273,7 @@ class LoadUnit(Block):
         start, start_raw = Signal(), Signal()
         fetch_done, place_done, raw_done, writing = Signal(), Signal(), Signal(), Signal()
         pending = Signal(data.StructLayout({"field": 1, "decode": 1, "range": 1}))
-        step = Signal(range(6))
+        step = Signal(range(4))
         valid_load, valid_raw = self._valid_load(m, load), self._valid_raw(m, raw)
 
         with m.FSM(name="load"):
@@ -295,7 +296,7 @@ class LoadUnit(Block):
             with m.State("multiply"):
                 m.d.comb += self.busy.eq(1)
                 m.d.sync += step.eq(step + 1)
-                with m.If(step == 5):
+                with m.If(step == 3):
                     m.next = "start"
             with m.State("start"):
                 m.d.comb += [self.busy.eq(1), start.eq(1)]
@@ -413,7 +414,7 @@ class LoadUnit(Block):
             load.line_blocks == 0,
             load.channel_beats == 0,
             load.channel + load.channel_beats > part,
-            (load.log2_block_pixels == 0) & (load.pixel_block >= load.pixel_blocks),
+            load.log2_run > min(MAX_LOG2_RUN, (config.axi_bits // 8).bit_length() - 1),
             load.target == 3,
             (load.scale > 64) | (load.scale < -64),
             (load.i_end > load.i_count) | (load.i_first > load.i_end),
@@ -448,8 +449,6 @@ class LoadUnit(Block):
             ("block", load.line, load.line_blocks),
             ("block_n", load.line_n, load.line_blocks),
             ("block_i", load.line_i, load.line_blocks),
-            ("within", load.pixel, load.pixel_blocks),
-            ("within_j", load.pixel_j, load.pixel_blocks),
         ]
         a, b = Signal(signed(25), name="factor_a"), Signal(16, name="factor_b")
         product = Signal(signed(41), reset_less=True)
@@ -459,14 +458,14 @@ class LoadUnit(Block):
                 m.d.comb += [a.eq(first), b.eq(second)]
             held = Signal(BLOCK_BITS, name=f"product_{name}", reset_less=True)
             with m.If(step == index + 1):
-                m.d.sync += held.eq(product + load.pixel_block if name == "within" else product)
+                m.d.sync += held.eq(product)
             m.d.comb += walk[name].eq(held)
 
     def _fetch(self, m: Module, load, walk, start, done, request, words, decoder) -> None:
         """Request lengths and blocks; bring the blocks' words to the decoder."""
         config = self.config
         word_bytes = config.axi_bits // 8
-        word_bits, unit_bits = word_bytes.bit_length() - 1, (word_bytes // LENGTH_UNIT).bit_length() - 1
+        word_bits = word_bytes.bit_length() - 1
         walker = place(m, "fetch_walker", LoadWalker(config=config, rows=False))
         pixel = walker.o.payload
         m.d.comb += [walker.start.eq(start), walker.walk.eq(walk)]
@@ -514,49 +513,104 @@ class LoadUnit(Block):
         with m.If(start):
             m.d.sync += table_valid.eq(0)
 
-        # Length of the block, and its request
+        # Length and address of the block, in steps that go on together.
         current, current_next = Signal(config.axi_bits, reset_less=True), Signal()
-        block = blocks.o.payload
-        found, found_free = Signal(name="length_found"), Signal(name="length_free")
-        length, address = Signal(5, reset_less=True), Signal(config.address_bits, reset_less=True)
-        byte = Signal(8, name="length_byte")
-        flying = place(m, "blocks_in_flight", RegisterFifo(shape=5, depth=BLOCKS_IN_FLIGHT))
-        waits = Signal(name="length_waits")
+        block = blocks.o.payload.block
+        waits, advance = Signal(name="length_waits"), Signal(name="length_advance")
         m.d.comb += [
-            waits.eq(block.next_word & ~current_next),
+            waits.eq(blocks.o.payload.next_word & ~current_next),
             lengths.o.ready.eq(blocks.o.valid & waits),
-            blocks.o.ready.eq(~waits & found_free),
-            byte.eq(current.word_select(block.block[:word_bits], 8)),
-            found_free.eq(~found | (flying.i.valid & flying.i.ready)),
-            request.valid.eq(found & (length != 0) & flying.i.ready),
-            request.payload.address.eq(address),
-            request.payload.words.eq((length + (word_bytes // LENGTH_UNIT - 1)) >> unit_bits),
-            request.payload.kind.eq(load.kind),
-            flying.i.valid.eq(found & ((length == 0) | request.ready)),
-            flying.i.payload.eq(length),
+            blocks.o.ready.eq(~waits & advance),
         ]
         with m.If(lengths.o.valid & lengths.o.ready):
             m.d.sync += [current.eq(lengths.o.payload), current_next.eq(1)]
-        with m.If(found_free):
-            m.d.sync += found.eq(blocks.o.valid & ~waits)
         with m.If(blocks.o.valid & blocks.o.ready):
-            assert SLOT_BYTES == 128 + 32
+            m.d.sync += current_next.eq(0)
+
+        # 1: the block's length; sums of the lengths of those before it in its run; its run's slot.
+        run_bits = min(MAX_LOG2_RUN, word_bits)
+        run_mask = Signal(run_bits, name="run_mask")  # bits of a block's number that tell it from others of its run
+        place_bits, first_bits = Signal(run_bits, name="run_place"), Signal(run_bits, name="run_first")
+        m.d.comb += [
+            run_mask.eq(~(Const(-1, run_bits).as_unsigned() << load.log2_run)),
+            place_bits.eq(block[:run_bits]),
+            first_bits.eq(place_bits & ~run_mask),
+        ]
+        group = current.word_select(block[run_bits:word_bits], 8 << run_bits)
+        before = [
+            Mux((first_bits <= index) & (index < place_bits), group.word_select(index, 8), 0)
+            for index in range((1 << run_bits) - 1)
+        ]
+        assert SLOT_BYTES == 128 + 32
+        first = Cat(first_bits, block[run_bits:])
+        valid1, byte = Signal(name="length_valid1"), Signal(8, name="length_byte", reset_less=True)
+        sums = [Signal(10, name=f"length_sum{index}", reset_less=True) for index in range((1 << run_bits) // 4)]
+        slot1 = Signal(config.address_bits, name="slot1", reset_less=True)
+        # 2: where it begins in the slot; the slot's address.
+        valid2, length2 = Signal(name="length_valid2"), Signal(8, name="length2", reset_less=True)
+        offset = Signal(12, name="block_offset", reset_less=True)
+        slot2 = Signal(config.address_bits, name="slot2", reset_less=True)
+        # 3: its address.
+        valid3, length3 = Signal(name="length_valid3"), Signal(8, name="length3", reset_less=True)
+        address = Signal(config.address_bits, name="block_address", reset_less=True)
+        with m.If(advance):
             m.d.sync += [
-                current_next.eq(0),
-                length.eq(Mux(byte > MAX_LENGTH, 0, byte[:5])),
-                address.eq(load.slots + (block.block << 7) + (block.block << 5)),
+                valid1.eq(blocks.o.valid & ~waits),
+                byte.eq(current.word_select(block[:word_bits], 8)),
+                [total.eq(sum(before[4 * index : 4 * index + 4])) for index, total in enumerate(sums)],
+                slot1.eq((first << 7) + (first << 5)),
+                valid2.eq(valid1),
+                length2.eq(Mux(byte > MAX_LENGTH, 0, byte)),
+                offset.eq(sum(sums)),
+                slot2.eq(load.slots + slot1),
+                valid3.eq(valid2),
+                length3.eq(length2),
+                address.eq(slot2 + offset),
             ]
 
-        # A block with an impossible length is a word that no block begins with.
-        impossible = Signal()
+        # 4: its words. The first is there already if it was the last of the block before.
+        last_word = Signal(config.address_bits - word_bits, name="last_word", reset_less=True)
+        last_valid = Signal(name="last_word_valid")
+        found, kept, more = Signal(name="block_found"), Signal(name="word_kept"), Signal(5, name="words_more")
+        next_address = Signal(config.address_bits - word_bits, name="next_address", reset_less=True)
+        next_words, next_block = Signal(5, reset_less=True), Signal(aligned_block(config), reset_less=True)
+        flying = place(m, "blocks_in_flight", RegisterFifo(shape=aligned_block(config), depth=BLOCKS_IN_FLIGHT))
         m.d.comb += [
-            impossible.eq(flying.o.payload == 0),
-            decoder.i.valid.eq(flying.o.valid & (impossible | words.valid)),
-            decoder.i.payload.length.eq(flying.o.payload),
-            decoder.i.payload.data.eq(Mux(impossible, 0, words.payload.data)),
-            decoder.i.payload.last.eq(impossible | words.payload.last),
-            words.ready.eq(flying.o.valid & ~impossible & decoder.i.ready),
-            flying.o.ready.eq(decoder.i.valid & decoder.i.ready & decoder.i.payload.last),
+            more.eq((address[:word_bits] + length3 - 1) >> word_bits),
+            kept.eq(last_valid & (last_word == address[word_bits:]) & (length3 != 0)),
+            advance.eq(~found | (flying.i.valid & flying.i.ready)),
+            request.valid.eq(found & (next_words != 0) & flying.i.ready),
+            request.payload.address.eq(next_address << word_bits),
+            request.payload.words.eq(next_words),
+            request.payload.kind.eq(load.kind),
+            flying.i.valid.eq(found & ((next_words == 0) | request.ready)),
+            flying.i.payload.eq(next_block),
+        ]
+        with m.If(advance):
+            m.d.sync += [
+                found.eq(valid3),
+                next_address.eq(address[word_bits:] + kept),
+                next_words.eq(Mux(length3 == 0, 0, more + 1 - kept)),
+                next_block.length.eq(length3),
+                next_block.shift.eq(address[:word_bits]),
+                next_block.kept.eq(kept),
+            ]
+            with m.If(valid3 & (length3 != 0)):
+                m.d.sync += [last_word.eq(address[word_bits:] + more), last_valid.eq(1)]
+        with m.If(start):
+            m.d.sync += last_valid.eq(0)
+
+        aligner = place(m, "aligner", Aligner(config=config))
+        m.d.comb += [
+            aligner.block.payload.eq(flying.o.payload),
+            aligner.block.valid.eq(flying.o.valid),
+            flying.o.ready.eq(aligner.block.ready),
+            aligner.word.payload.eq(words.payload.data),
+            aligner.word.valid.eq(words.valid),
+            words.ready.eq(aligner.word.ready),
+            decoder.i.payload.eq(aligner.o.payload),
+            decoder.i.valid.eq(aligner.o.valid),
+            aligner.o.ready.eq(decoder.i.ready),
         ]
 
     def _place(self, m: Module, load, walk, start, done, decoder, rows, real_beat, range_error):

@@ -1,18 +1,18 @@
 """Moves rows of the vector memory to external memory, as encoded tensors (STORE) or as they are (STORE_RAW).
 
-A reader walks the rows; a writer walks the blocks, asks the memory for each, and gathers their lengths into words of
-the length table. The encoder is between them. The reader's first rows come while the writer still multiplies out where
-the first block is.
+A reader walks the rows; a writer walks the blocks, tells the encoder between them where each block goes, asks the
+memory for the words that leave with it, and gathers lengths into words of the length table. The reader's first rows
+come while the writer still multiplies out where the first block is.
 """
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, enum
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import BLOCK, ChipConfig
 from lnpu.ctrl.commands import LAYOUTS, Opcode
 from lnpu.fgmp.encoder import Encoder
-from lnpu.formats import SLOT_BYTES
+from lnpu.formats import MAX_LOG2_RUN, SLOT_BYTES
 from lnpu.fp.half import SingleToHalf
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, command_stream, memory_write_signature, vmem_read_signature
@@ -63,11 +63,12 @@ class StoreUnit(Block):
     """STORE and STORE_RAW, see `lnpu/ctrl/commands.py`.
 
     STORE cuts pixels (n, i, j) into blocks. With `log2_block_pixels` = k > 0, 2^k pixels of a line share a block; their
-    channels are (64 >> k) / `beat` rows each, and after the last j the block is filled with zeros. Otherwise the
-    command writes block `pixel_block` of the `pixel_blocks` blocks of each pixel, of 64 / `beat` rows. Rows are at
-    source + n * source_n + i * source_i + j * source_j + row, modulo 2^16; the vector memory reports those that it has
-    not. Every block is one memory request; of its last word only the used units of 8 bytes are strobed. Lengths of
-    blocks that follow one another and share a word of the length table go out together.
+    channels are (64 >> k) / `beat` rows each, and after the last j the block is filled with zeros. Rows are at source +
+    n * source_n + i * source_i + j * source_j + row, modulo 2^16; the vector memory reports those that it has not.
+
+    Blocks of a run that follow one another are packed. A block is one memory request of the words that it completes,
+    and the rest if the next block does not continue the run; none if there are no such words. Only used bytes are
+    strobed. Lengths of blocks that follow one another and share a word of the length table go out together.
 
     STORE_RAW writes rows vmem + l * vmem_line + r of line l to address + l * pitch. A row is one or more words.
 
@@ -75,10 +76,13 @@ class StoreUnit(Block):
 
     - FIELD: a zero count (`n_count`, `i_count`, `j_count`, `line_blocks`, `line_count`, `line_rows`), lo > hi, below =
       3, `slots` or `table` no multiple of 32, `address` or `pitch` no multiple of the AXI width, an address beyond
-      `address_bits`, (64 >> log2_block_pixels) < `beat`, `pixel` no multiple of the pixels that share a block,
-      pixel_block >= pixel_blocks (where pixels do not share blocks), |scale| > 64;
+      `address_bits`, (64 >> log2_block_pixels) < `beat`, `pixel` no multiple of the pixels that share a block, log2_run
+      > 4, more blocks in a run than bytes in an AXI word, |scale| > 64;
     - RANGE (if it is not FIELD): `line` or `pixel` is negative;
     - OPCODE: neither STORE nor STORE_RAW.
+
+    `error` is also set to FIELD for one cycle for each block that is not the first of its run and does not follow the
+    one before it in the command. The command goes on; such a block is written as if it were the first of its run.
 
     Addresses are modulo 2^address_bits. A row is read in every cycle where the memory takes the words.
 
@@ -120,22 +124,16 @@ class StoreUnit(Block):
         store = data.View(LAYOUTS[Opcode.STORE], held)
         raw = data.View(LAYOUTS[Opcode.STORE_RAW], held[: LAYOUTS[Opcode.STORE_RAW].size])
         is_raw = Signal()
-        shared = Signal()  # pixels share blocks
-        m.d.comb += [
-            is_raw.eq(store.opcode == Opcode.STORE_RAW),
-            shared.eq(store.log2_block_pixels != 0),
-        ]
+        m.d.comb += is_raw.eq(store.opcode == Opcode.STORE_RAW)
 
         # What is wrong with a command.
         bad_store, bad_raw, bad_range = Signal(), Signal(), Signal()
         misplaced = Signal()
         most = (BLOCK // beat).bit_length() - 1
         with m.Switch(store.log2_block_pixels):
-            for k in range(1, most + 1):
+            for k in range(most + 1):
                 with m.Case(k):
                     m.d.comb += misplaced.eq(store.pixel[:k].any())
-            with m.Case(0):
-                m.d.comb += misplaced.eq(store.pixel_block >= store.pixel_blocks)
             with m.Default():
                 m.d.comb += misplaced.eq(1)
         m.d.comb += [
@@ -151,6 +149,7 @@ class StoreUnit(Block):
                 | store.slots[address_bits:].any()
                 | store.table[address_bits:].any()
                 | misplaced
+                | (store.log2_run > min(MAX_LOG2_RUN, word_bits))
                 | (store.scale > MAX_SCALE)
                 | (store.scale < -MAX_SCALE)
             ),
@@ -164,7 +163,7 @@ class StoreUnit(Block):
             bad_range.eq((store.line < 0) | (store.pixel < 0)),
         ]
 
-        begin, written = Signal(), Signal()
+        begin, astray, written = Signal(), Signal(), Signal()
         problem = Signal(Error)
         m.d.sync += self.error.eq(problem)
         with m.FSM(name="command_state") as command_state:
@@ -188,8 +187,11 @@ class StoreUnit(Block):
                     m.next = "REJECT"
             with m.State("REJECT"):
                 m.next = "IDLE"
-            with m.State("WRITE"), m.If(written):
-                m.next = "ACKNOWLEDGE"
+            with m.State("WRITE"):
+                with m.If(astray):
+                    m.d.comb += problem.eq(Error.FIELD)
+                with m.If(written):
+                    m.next = "ACKNOWLEDGE"
             with m.State("ACKNOWLEDGE"), m.If(self.memory.idle):
                 m.next = "IDLE"
         m.d.comb += self.busy.eq(~command_state.ongoing("IDLE"))
@@ -217,38 +219,39 @@ class StoreUnit(Block):
         ]
 
         # Words to memory: `jobs` says what to send for the requests that were taken.
-        jobs = place(m, "jobs", RegisterFifo(shape=data.StructLayout({"job": Job, "rows": 11}), depth=4))
+        job_layout = data.StructLayout(
+            {
+                "job": Job,
+                "words": range(RAW_ROWS * row_words + 1),
+                "used": word_bits,  # bytes of the last word; 0: all
+            }
+        )
+        jobs = place(m, "jobs", RegisterFifo(shape=job_layout, depth=4))
         table_word = Signal(data.StructLayout({"data": config.axi_bits, "strobe": word_bytes}), reset_less=True)
         table_waits = Signal()
         port = self.memory.data
         job = jobs.o.payload
-        part = Signal(range(max(row_words, 2)))
-        rows_sent = Signal(11)
-        raw_taken = Signal()
-        sent = Signal()
+        words_sent = Signal(range(RAW_ROWS * row_words))
+        part = words_sent[: (row_words - 1).bit_length()]  # of the row
+        raw_taken, sent, last = Signal(), Signal(), Signal()
         m.d.comb += [
             row_taken.eq(Mux(is_raw, raw_taken, half_free)),
             sent.eq(port.valid & port.ready),
+            last.eq(words_sent == job.words - 1),
+            jobs.o.ready.eq(sent & last),
         ]
-        # Units of 8 bytes beyond the used length are not written.
-        units = word_bytes // 8
-        used = encoder.o.payload.length[: (units - 1).bit_length()]  # of the last word; 0: all
-        unit_written = [
-            ~encoder.o.payload.last | (used == 0) | ((used > unit) if unit < units - 1 else 0) if unit else Const(1)
-            for unit in range(units)
-        ]
-        block_strobe = Cat(one.replicate(8) for one in unit_written)
+        with m.If(sent):
+            m.d.sync += words_sent.eq(Mux(last, 0, words_sent + 1))
         with m.If(jobs.o.valid), m.Switch(job.job):
             with m.Case(Job.BLOCK):
                 m.d.comb += [
                     port.valid.eq(encoder.o.valid),
-                    port.payload.data.eq(encoder.o.payload.data),
-                    port.payload.strobe.eq(block_strobe),
+                    port.payload.data.eq(encoder.o.payload),
+                    port.payload.strobe.eq(Cat(~last | (job.used == 0) | (job.used > b) for b in range(word_bytes))),
                     encoder.o.ready.eq(port.ready),
-                    jobs.o.ready.eq(sent & encoder.o.payload.last),
                 ]
             with m.Case(Job.TABLE):
-                m.d.comb += [port.valid.eq(1), port.payload.eq(table_word), jobs.o.ready.eq(sent)]
+                m.d.comb += [port.valid.eq(1), port.payload.eq(table_word)]
                 with m.If(sent):
                     m.d.sync += table_waits.eq(0)
             with m.Default():
@@ -257,15 +260,10 @@ class StoreUnit(Block):
                     port.payload.data.eq(row.as_value().word_select(part, config.axi_bits)),
                     port.payload.strobe.eq((1 << word_bytes) - 1),
                     raw_taken.eq(sent & (part == row_words - 1)),
-                    jobs.o.ready.eq(raw_taken & (rows_sent == job.rows - 1)),
                 ]
-                with m.If(sent):
-                    m.d.sync += part.eq(Mux(raw_taken, 0, part + 1))
-                with m.If(raw_taken):
-                    m.d.sync += rows_sent.eq(Mux(jobs.o.ready, 0, rows_sent + 1))
 
-        block_asked = self._writer(
-            m, encoder, jobs, table_word, table_waits, begin, written, store, raw, is_raw, shared
+        block_placed = self._writer(
+            m, encoder, jobs, table_word, table_waits, begin, astray, written, store, raw, is_raw
         )
 
         m.d.comb += [
@@ -274,7 +272,7 @@ class StoreUnit(Block):
         ]
         m.d.comb += self.events.dynamic.eq(~is_raw & (store.tensor != 0))
         m.d.comb += self.events.kind.eq(Mux(is_raw, raw.kind, store.kind))
-        m.d.sync += self.events.plain_bits.eq(Mux(block_asked, 16 * BLOCK, 0) | Mux(row_loaded & is_raw, 32 * beat, 0))
+        m.d.sync += self.events.plain_bits.eq(Mux(block_placed, 16 * BLOCK, 0) | Mux(row_loaded & is_raw, 32 * beat, 0))
         return m
 
     def _reader(self, m, begin, store, raw, is_raw, most):
@@ -386,36 +384,42 @@ class StoreUnit(Block):
             m.d.sync += row_valid.eq(0)
         return row, row_valid, row_taken, row_loaded
 
-    def _writer(self, m, encoder, jobs, table_word, table_waits, begin, written, store, raw, is_raw, shared):
-        """Walk the blocks (or raw lines) and ask the memory for each; returns the pulse of a block's request."""
+    def _writer(self, m, encoder, jobs, table_word, table_waits, begin, astray, written, store, raw, is_raw):
+        """Walk the blocks (or raw lines), ask the memory for each; returns a signal that pulses for each block."""
         config = self.config
         address_bits = config.address_bits
         word_bytes = config.axi_bits // 8
         word_bits = (word_bytes - 1).bit_length()
         row_bytes = 4 * config.beat
 
-        # Blocks: index, and that of the first block of this i, of this n.
+        # Blocks: number of the next block, of the first block of this i, of this n.
         index, index_i, index_n = (
             Signal(address_bits, name=f"block{loop}", reset_less=True) for loop in ("", "_i", "_n")
         )
         line_step_n, line_step_i = (Signal(32, name=f"blocks_{loop}", reset_less=True) for loop in "ni")
-        pixel_start = Signal(24, reset_less=True)
-        factor, pixel_factor = Signal(16, reset_less=True), Signal(16, reset_less=True)
+        factor = Signal(16, reset_less=True)
         bit = Signal(4)
-        block_step = Signal(8)
         pixels_left, i_left, n_left = (
             Signal(12, name=f"{what}_left", reset_less=True) for what in ("pixels", "lines", "n")
         )
         block_pixels = Signal(12)
         final = Signal(reset_less=True)
+        in_run = Signal(MAX_LOG2_RUN)
         m.d.comb += [
-            block_step.eq(Mux(shared, 1, store.pixel_blocks)),
             block_pixels.eq(1 << store.log2_block_pixels),
+            in_run.eq((1 << store.log2_run) - 1),
         ]
 
-        offset = Signal(address_bits, reset_less=True)  # of the slot
-        table_address, slot_address = Signal(address_bits, reset_less=True), Signal(address_bits, reset_less=True)
-        length = Signal(5, reset_less=True)
+        # The block at hand: `fill` bytes of its first word are of the block that it continues.
+        fill = Signal(word_bits)
+        continues = Signal()  # it follows the one before in a run
+        inner, flush = Signal(reset_less=True), Signal(reset_less=True)
+        follower = Signal(address_bits, reset_less=True)
+        offset = Signal(address_bits, reset_less=True)  # of the run's slot
+        table_address, address = Signal(address_bits, reset_less=True), Signal(address_bits, reset_less=True)
+        length = Signal(8, reset_less=True)
+        end, payload = Signal(8, reset_less=True), Signal(6, reset_less=True)  # bytes from `address`
+        words = Signal(5, reset_less=True)
         gathering = Signal()
         gathered_at = Signal(address_bits - word_bits, reset_less=True)
         gathered, strobe = Signal(config.axi_bits, reset_less=True), Signal(word_bytes, reset_less=True)
@@ -432,18 +436,26 @@ class StoreUnit(Block):
         # Raw lines.
         raw_line, raw_address = Signal(address_bits, reset_less=True), Signal(address_bits, reset_less=True)
         raw_rows, raw_lines = Signal(16, reset_less=True), Signal(16, reset_less=True)
-        chunk = Signal(11)
-        m.d.comb += chunk.eq(Mux(raw_rows > RAW_ROWS, RAW_ROWS, raw_rows))
+        chunk, raw_words = Signal(11), Signal(16)
+        m.d.comb += [
+            chunk.eq(Mux(raw_rows > RAW_ROWS, RAW_ROWS, raw_rows)),
+            raw_words.eq(chunk * (row_bytes // word_bytes)),
+        ]
 
         request = self.memory.request
-        asked, block_asked = Signal(), Signal()
+        asked, block_placed = Signal(), Signal()
         wanted = Signal()
         m.d.comb += [
             request.valid.eq(wanted & jobs.i.ready),
             asked.eq(request.valid & request.ready),
             jobs.i.valid.eq(asked),
-            jobs.i.payload.rows.eq(chunk),
+            jobs.i.payload.words.eq(request.payload.words),
             request.payload.kind.eq(Mux(is_raw, raw.kind, store.kind)),
+            encoder.places.valid.eq(block_placed),
+            encoder.places.payload.start.eq(fill),
+            encoder.places.payload.payload.eq(payload),
+            encoder.places.payload.words.eq(words),
+            encoder.places.payload.flush.eq(flush),
         ]
 
         def ask_table():
@@ -473,47 +485,43 @@ class StoreUnit(Block):
                         index_n.eq(0),
                         line_step_n.eq(0),
                         line_step_i.eq(0),
-                        pixel_start.eq(0),
                         factor.eq(store.line_blocks),
-                        pixel_factor.eq(store.pixel_blocks),
                         pixels_left.eq(store.j_count),
                         i_left.eq(store.i_count),
                         n_left.eq(store.n_count),
                     ]
                     m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
-                # By the factors' bits from the highest down.
+                # By the factor's bits from the highest down.
                 m.d.sync += [
                     index_n.eq((index_n << 1) + Mux(factor[15], store.line.as_unsigned(), 0)),
                     line_step_n.eq((line_step_n << 1) + Mux(factor[15], store.line_n, 0)),
                     line_step_i.eq((line_step_i << 1) + Mux(factor[15], store.line_i, 0)),
-                    pixel_start.eq((pixel_start << 1) + Mux(pixel_factor[15], store.pixel.as_unsigned(), 0)),
                     factor.eq(factor << 1),
-                    pixel_factor.eq(pixel_factor << 1),
                     bit.eq(bit + 1),
                 ]
                 with m.If(bit == 15):
-                    m.next = "PIXEL"
-            with m.State("PIXEL"):
-                m.d.sync += pixel_start.eq(
-                    Mux(shared, store.pixel.as_unsigned() >> store.log2_block_pixels, pixel_start + store.pixel_block)
-                )
-                m.next = "FIRST"
+                    m.next = "FIRST"
             with m.State("FIRST"):
-                first = index_n + pixel_start
+                first = index_n + (store.pixel.as_unsigned() >> store.log2_block_pixels)
                 m.d.sync += [index.eq(first), index_i.eq(first), index_n.eq(first)]
                 m.next = "NEXT"
             with m.State("NEXT"):
-                m.d.comb += encoder.lengths.ready.eq(1)
-                with m.If(encoder.lengths.valid):
+                m.d.comb += encoder.sizes.ready.eq(1)
+                with m.If(encoder.sizes.valid):
+                    run = Cat(index[:MAX_LOG2_RUN] & ~in_run, index[MAX_LOG2_RUN:])
                     m.d.sync += [
-                        length.eq(encoder.lengths.payload),
-                        offset.eq((index << 7) + (index << 5)),
+                        length.eq(encoder.sizes.payload.length),
+                        end.eq(fill + encoder.sizes.payload.length),
+                        payload.eq(fill + encoder.sizes.payload.head),
+                        inner.eq((index[:MAX_LOG2_RUN] & in_run).any()),
+                        follower.eq(index + 1),
+                        offset.eq((run << 7) + (run << 5)),
                         table_address.eq(store.table + index),
                         final.eq(0),
                     ]
                     with m.If(pixels_left > block_pixels):
-                        m.d.sync += [pixels_left.eq(pixels_left - block_pixels), index.eq(index + block_step)]
+                        m.d.sync += [pixels_left.eq(pixels_left - block_pixels), index.eq(index + 1)]
                     with m.Else():
                         m.d.sync += pixels_left.eq(store.j_count)
                         with m.If(i_left != 1):
@@ -531,7 +539,14 @@ class StoreUnit(Block):
                             ]
                     m.next = "PLACE"
             with m.State("PLACE"):
-                m.d.sync += slot_address.eq(store.slots + offset)
+                ends = final | (index != follower) | ~(index[:MAX_LOG2_RUN] & in_run).any()
+                m.d.comb += astray.eq(inner & ~continues)
+                m.d.sync += [
+                    flush.eq(ends),
+                    words.eq((end >> word_bits) + (ends & end[:word_bits].any())),
+                ]
+                with m.If(~continues):
+                    m.d.sync += address.eq(store.slots + offset)
                 with m.If(gathering & (gathered_at != table_address[word_bits:])):
                     m.next = "TABLE"
                 with m.Else():
@@ -542,13 +557,19 @@ class StoreUnit(Block):
                 m.next = "BLOCK"
             with m.State("BLOCK"):
                 m.d.comb += [
-                    wanted.eq(1),
-                    block_asked.eq(asked),
-                    request.payload.address.eq(slot_address),
-                    request.payload.words.eq((length + (word_bytes // 8 - 1)) >> (word_bits - 3)),
+                    wanted.eq((words != 0) & encoder.places.ready),
+                    block_placed.eq(Mux(words != 0, asked, encoder.places.ready)),
+                    request.payload.address.eq(address),
+                    request.payload.words.eq(words),
                     jobs.i.payload.job.eq(Job.BLOCK),
+                    jobs.i.payload.used.eq(Mux(flush, end[:word_bits], 0)),
                 ]
-                with m.If(asked):
+                with m.If(block_placed):
+                    m.d.sync += [
+                        address.eq(address + (words << word_bits)),
+                        fill.eq(Mux(flush, 0, end[:word_bits])),
+                        continues.eq(~flush),
+                    ]
                     m.next = "NEXT"
                     with m.If(final):
                         m.next = "LAST_TABLE"
@@ -559,7 +580,7 @@ class StoreUnit(Block):
                 m.d.comb += [
                     wanted.eq(1),
                     request.payload.address.eq(raw_address),
-                    request.payload.words.eq(chunk * (row_bytes // word_bytes)),
+                    request.payload.words.eq(raw_words),
                     jobs.i.payload.job.eq(Job.RAW),
                 ]
                 with m.If(asked):
@@ -578,7 +599,7 @@ class StoreUnit(Block):
             with m.State("SEND"), m.If(~jobs.o.valid):
                 m.d.comb += written.eq(1)
                 m.next = "IDLE"
-        return block_asked
+        return block_placed
 
 
 assert SLOT_BYTES == (1 << 7) + (1 << 5)

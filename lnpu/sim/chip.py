@@ -210,7 +210,7 @@ class _Job:
     def __init__(self, chip: Chip, shape: Convolution) -> None:
         self.chip, self.shape = chip, shape
         self.config = chip.config
-        self.map = MemoryMap(size=len(chip.device.memory), beat=self.config.beat)
+        self.map = MemoryMap(size=len(chip.device.memory), config=self.config)
 
     def image(self, name: str, value: NDArray[np.float32], policy: Format) -> Tensor:
         """Put an NCHW operand into memory."""

@@ -265,6 +265,10 @@ class Simulator:
         """Ask the chip to stop; `finish_program` then raises `ChipError` (ABORTED)."""
         self.write_register(Register.CONTROL, _ABORT)
 
+    def clear_flags(self) -> None:
+        """Clear the sticky flags."""
+        self.write_register(Register.FLAGS, 3)
+
     def clear_counters(self) -> None:
         """Set every performance counter to zero."""
         self.write_register(Register.CONTROL, _CLEAR)

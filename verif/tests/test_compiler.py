@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from lnpu.config import EDGE, PAPER, TINY, ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Unit
 from lnpu.driver import Host, Trainer
 from lnpu.formats import SLOT_BYTES, TensorKind
+from lnpu.loss_scaling import LossScaler, LossScaling
 from lnpu.sim import Chip
 from lnpu.train_step import compare
 from verif.command_model import CommandModel
@@ -58,7 +60,11 @@ class ModelDevice:
     def run_program(self, address: int, commands: int) -> dict[str, int]:
         """Run the program at `address`."""
         self.model.run(address)
-        return {}
+        return {"flags": self.model.flags}
+
+    def clear_flags(self) -> None:
+        """As the chip's register does."""
+        self.model.flags = 0
 
 
 def values(rng: np.random.Generator, shape: tuple[int, ...], *, sparsity: float, special: bool) -> NDArray[np.float32]:
@@ -101,7 +107,7 @@ class ConvolutionJob:
     ) -> None:
         self.config, self.shape, self.policies, self.saturate, self.phases = config, shape, policies, saturate, phases
         self.memory = np.zeros(memory_bytes, np.uint8)
-        self.map = MemoryMap(size=memory_bytes, beat=config.beat, base=4096)
+        self.map = MemoryMap(size=memory_bytes, config=config, base=4096)
         s = shape
         inputs = {"images": s.batch, "height": s.height, "width": s.width, "channels": s.channels}
         outputs = {"images": s.batch, "height": s.out_height, "width": s.out_width, "channels": s.outputs}
@@ -296,9 +302,10 @@ class Twins:
         optimiser: Optimiser = OPTIMISER,
         layers: list[golden.network.Layer] | None = None,
         targets: Mapping[str, Targets] | None = None,
+        scaler: LossScaler | None = None,
     ) -> None:
         self.step = TrainingStep(config, graph, batch=batch, formats=formats, optimiser=optimiser, targets=targets)
-        kinds = ("activation", "preactivation", "error", "weight", "gradient")
+        kinds = ("activation", "preactivation", "error", "weight", "gradient", "momentum")
         self.network = golden.network.Network(
             layers or golden_layers(graph),
             golden.network.Formats(**{kind: getattr(formats, kind) for kind in kinds}),
@@ -312,12 +319,15 @@ class Twins:
         )
         parameters = golden.network.initial_parameters(self.network.layers, graph.channels, seed)
         self.state = self.network.initial_state(parameters)
-        self.trainer = Trainer(self.step, device(-(-self.step.map.next // 4096) * 4096))
+        self.trainer = Trainer(self.step, device(-(-self.step.map.next // 4096) * 4096), scaler=scaler)
         self.trainer.load(parameters)
 
     def train(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
         """One step of both; every tensor must be equal. Returns the loss."""
-        expected = self.network.train_step(self.state, images, labels)
+        scaler = self.trainer.scaler
+        expected = self.network.train_step(
+            self.state, images, labels, loss_scale=None if scaler is None else scaler.scale
+        )
         loss = self.trainer.train(images, labels)
         assert loss == expected.loss
         wrong = {name: count for name, count in compare(self.trainer, expected.tensors).items() if count[0]}
@@ -511,6 +521,37 @@ def test_dynamic() -> None:
     assert changes >= 2
     assert {tensor.name for tensor, _ in twins.step.dynamic} >= set(twins.state.formats)
     twins.infer(batch_of(graph, 4, 9)[0])
+
+
+def test_momentum_format() -> None:
+    """Momenta stored in FP16, and in FGMP with a scale: what is stored is what the next step uses."""
+    graph = dynamic_network()
+    for momentum in (Policy(scale=-10), Policy.between(2.0**-6, 2.0, below="fp8", scale=-6)):
+        formats = replace(FORMATS["dynamic"], momentum=momentum)
+        twins = Twins(
+            graph, lambda size: ModelDevice(TINY, size), TINY, batch=2, formats=formats, targets=TARGETS["dynamic"]
+        )
+        for step in range(3):
+            twins.train(*batch_of(graph, 2, step))
+
+
+def test_dynamic_loss_scaling() -> None:
+    """The scale falls while errors overflow, updates are then left out, and it rises after clean steps."""
+    graph = dynamic_network()
+    scaler = LossScaler(LossScaling(start=20, interval=2, most=20))
+    twins = Twins(graph, lambda size: ModelDevice(TINY, size), TINY, batch=2, formats=FORMATS["fp16"], scaler=scaler)
+    scales, parameters = [], []
+    for step in range(12):
+        twins.train(*batch_of(graph, 2, step))
+        scales.append(scaler.exponent)
+        parameters.append(twins.state.parameters["a"].copy())
+    assert scaler.skipped > 2
+    assert scales[: scaler.skipped] != sorted(scales) or min(scales) < 20
+    moves = {b - a for a, b in pairwise(scales)}
+    assert moves == {-1, 0, 1}
+    unchanged = [np.array_equal(a, b) for a, b in pairwise(parameters)]
+    fell = [b < a for a, b in pairwise(scales)]
+    assert unchanged == fell
 
 
 def test_too_many_dynamic_tensors() -> None:
@@ -713,7 +754,7 @@ def test_tiles_that_do_not_fit() -> None:
 
 
 def test_memory_map() -> None:
-    memory = MemoryMap(size=4096, beat=4, base=100)
+    memory = MemoryMap(size=4096, config=TINY, base=100)
     assert memory.allocate("a", 1) == 128 and memory.allocate("b", 60, 4) == 132 and memory.next == 192
     tensor = memory.tensor("t", TensorKind.WEIGHT, height=3, width=5, channels=7, policy=Policy())
     assert (tensor.padded, tensor.line_blocks, tensor.blocks) == (8, 1, 3)

@@ -75,7 +75,7 @@ def test_controller(entries: int, address_bits: int) -> None:
 )
 def test_adapt_by_hand(statistics: Statistics, scale: int, lo: int, hi: int) -> None:
     """One decision at a time; lo and hi in factors of two."""
-    wanted = ControllerState(STATE.scale + scale, STATE.lo + 0x400 * lo, STATE.hi + 0x400 * hi)
+    wanted = ControllerState(STATE.scale + scale, STATE.lo + 0x400 * lo, STATE.hi + 0x100 * hi)
     assert adapt(STATE, statistics, ALL) == wanted
     for name, kept in (("adapt_scale", "scale"), ("adapt_lo", "lo"), ("adapt_hi", "hi")):
         assert adapt(STATE, statistics, replace(ALL, **{name: False})) == replace(
@@ -98,8 +98,8 @@ def test_adapt_limits() -> None:
         assert overflow.lo == wanted << 10 | 9
     # lo and hi do not pass each other
     few = Statistics(0, 24, 100, 0, 20)
-    assert adapt(ControllerState(0, 0x3001, 0x3400), few, ALL).hi == 0x3400
-    assert adapt(ControllerState(0, 0x3000, 0x3400), few, ALL).hi == 0x3000
+    assert adapt(ControllerState(0, 0x3301, 0x3400), few, ALL).hi == 0x3400
+    assert adapt(ControllerState(0, 0x3300, 0x3400), few, ALL).hi == 0x3300
     none = Statistics(0, 0, 70, 30, 20)
     assert adapt(ControllerState(0, 0x3001, 0x3400), none, ALL).lo == 0x3001
     assert adapt(ControllerState(0, 0x3000, 0x3400), none, ALL).lo == 0x3400
@@ -117,7 +117,7 @@ def test_adapt_against_reference() -> None:
         assert -64 <= got.scale <= 64 and got.lo <= got.hi
         moves.add((got.lo - state.lo, got.hi - state.hi))
     assert {lo for lo, _ in moves} == {-0x800, -0x400, 0, 0x400}
-    assert {hi for _, hi in moves} == {-0x400, 0, 0x400}
+    assert {hi for _, hi in moves} == {-0x100, 0, 0x100}
 
 
 def test_statistics_of() -> None:
@@ -229,26 +229,27 @@ def _in_band(statistics: Statistics, targets: Targets) -> bool:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_convergence(seed: int) -> None:
-    """After each change of the distribution the loop is in the band within ten tensors, then nothing swings back."""
+    """After each change of the distribution the loop is in the band within thirty tensors, then nothing swings back."""
     phases: dict[str, list] = {}
-    for phase, _, state, _, statistics in closed_loop(seed, beat=4096):
+    for phase, _, state, _, statistics in closed_loop(seed, steps=40, beat=4096):
         phases.setdefault(phase, []).append((state, statistics))
     zeros = [state for state, _ in phases.pop("only zeros")]
     assert len(set(zeros)) == 1
     for phase, steps in phases.items():
         good = [_in_band(statistics, LOOP_TARGETS) for _, statistics in steps]
         first = good.index(True)
-        assert first < 10, phase
+        assert first < 30, phase
         for name in ("scale", "lo", "hi"):
             values = [getattr(state, name) for state, _ in steps[first:]]
             changes = [b - a for a, b in pairwise(values) if a != b]
-            assert len(changes) <= 2, (phase, name)
+            assert len(changes) <= (8 if name == "hi" else 2), (phase, name)
             assert all(change > 0 for change in changes) or all(change < 0 for change in changes), (phase, name)
 
 
 def test_narrow_band_oscillates() -> None:
     """Why docs/fgmp.md asks for bands that a step cannot jump over."""
-    narrow = replace(LOOP_TARGETS, adapt_scale=False, adapt_lo=False, hi_least=60, hi_most=62, hi_max=28)
-    his = [state.hi for phase, _, state, _, _ in closed_loop(0, beat=4096, targets=narrow) if phase == "Gaussian"]
+    narrow = replace(LOOP_TARGETS, adapt_scale=False, adapt_lo=False, hi_least=60, hi_most=61, hi_max=28)
+    loop = closed_loop(0, steps=40, beat=4096, targets=narrow)
+    his = [state.hi for phase, _, state, _, _ in loop if phase == "Gaussian"]
     moves = [b - a for a, b in pairwise(his)][-6:]
     assert all(a == -b != 0 for a, b in pairwise(moves))

@@ -38,15 +38,15 @@ def block_of(**elements):
 
 
 def test_bytes_of_known_blocks():
-    assert encode_block(*block_of()) == bytes([0xA2]) + bytes(7)
-    assert encode_block(*block_of(e0=ONE)) == bytes([0xA1, 1, 0, 0, 0, 0, 0, 0, 0, 0x38]) + bytes(6)
-    assert encode_block(*block_of(h9=0x1234)) == bytes([0xA5, 0, 2, 0, 0, 0, 0, 0, 0, 0x34, 0x12]) + bytes(5)
+    assert encode_block(*block_of()) == bytes([0xA2])
+    assert encode_block(*block_of(e0=ONE)) == bytes([0xA1, 1, 0, 0, 0, 0, 0, 0, 0, 0x38])
+    assert encode_block(*block_of(h9=0x1234)) == bytes([0xA5, 0, 2, 0, 0, 0, 0, 0, 0, 0x34, 0x12])
     mixed = encode_block(*block_of(e0=ONE, h1=0xBC01, e63=0xC000))
-    assert mixed == bytes([0xA9, 3, 0, 0, 0, 0, 0, 0, 0x80, 0b010, 0x38, 0x01, 0xBC, 0xC0]) + bytes(2)
+    assert mixed == bytes([0xA9, 3, 0, 0, 0, 0, 0, 0, 0x80, 0b010, 0x38, 0x01, 0xBC, 0xC0])
     dense8 = encode_block(np.full(64, ONE), np.full(64, CODE_FP8))
-    assert dense8 == bytes([0xA0]) + bytes([0x38]) * 64 + bytes(7)
+    assert dense8 == bytes([0xA0]) + bytes([0x38]) * 64
     dense16 = encode_block(np.full(64, ONE), np.full(64, CODE_FP16))
-    assert dense16 == bytes([0xA4]) + bytes([0x00, 0x3C]) * 64 + bytes(7)
+    assert dense16 == bytes([0xA4]) + bytes([0x00, 0x3C]) * 64
     codes = np.full(64, CODE_FP16)
     codes[5] = CODE_FP8
     dense_mixed = encode_block(np.full(64, ONE), codes)
@@ -60,7 +60,7 @@ def test_longest_block():
     bits = np.full(64, ONE)
     codes[0], bits[0] = 0, 0
     raw = encode_block(bits, codes)  # 1 + 8 + 8 + 62 * 2 + 1
-    assert len(raw) == 144
+    assert len(raw) == 142
     codes[0], bits[0] = CODE_FP16, ONE
     assert len(encode_block(bits, codes)) == 136
 
@@ -73,7 +73,7 @@ def test_round_trip(policy, density):
     blocks = encode_blocks(bits, codes)
     for index, raw in enumerate(blocks):
         assert raw == encode_block(bits[index], codes[index])
-        assert len(raw) <= 152
+        assert len(raw) <= 145
         one_bits, one_codes = decode_block(raw)
         assert np.array_equal(one_bits, bits[index])
         assert np.array_equal(one_codes, codes[index])
@@ -131,27 +131,24 @@ def _malformed():
         "zeros": ("magic", bytes(8)),
         "nonzero mode": ("non-zero mode 3", changed(masked8, b0=0xA3)),
         "precision mode": ("precision mode 3", changed(masked8, b0=0xAD)),
-        "empty with precision": ("empty block must be 0, not 1", bytes([0xA6]) + bytes(7)),
-        "no mask": ("at least 2 units", bytes([0xA1]) + bytes(7)),
+        "empty with precision": ("empty block must be 0, not 1", bytes([0xA6])),
+        "no mask": ("at least 9 bytes", bytes([0xA1]) + bytes(7)),
         "mask empty": ("neither empty nor full", bytes([0xA1]) + bytes(15)),
         "mask full": ("neither empty nor full", bytes([0xA1]) + bytes([255] * 8) + bytes([0x38] * 64) + bytes(7)),
-        "too long": ("must be 2 units", masked8 + bytes(8)),
-        "too short": ("must be 9 units", dense[:-8]),
-        "empty too long": ("must be 1 units", bytes([0xA2]) + bytes(15)),
-        "odd length": ("units of 8 bytes", masked8[:-1]),
-        "no bytes": ("units of 8 bytes", b""),
-        "beyond the longest": ("1 to 19 units", dense + bytes(88)),
+        "too long": ("must be 12 bytes by its contents, not 13", masked8 + bytes(1)),
+        "too short": ("must be 65 bytes by its contents, not 64", dense[:-1]),
+        "empty too long": ("must be 1 bytes", bytes([0xA2]) + bytes(1)),
+        "no bytes": ("1 to 145 bytes, not 0", b""),
+        "beyond the longest": ("1 to 145 bytes, not 146", dense + bytes(81)),
         "e4m3 nan": ("element 1 is an E4M3 NaN", changed(masked8, b10=0x7F)),
         "e4m3 -nan": ("element 1 is an E4M3 NaN", changed(masked8, b10=0xFF)),
         "e4m3 zero": ("element 2 is an E4M3 zero", changed(masked8, b11=0x00)),
         "e4m3 -0": ("element 2 is an E4M3 zero", changed(masked8, b11=0x80)),
         "fp16 zero": ("element 0 is an FP16 zero", changed(masked16, b10=0)),
         "fp16 -0": ("element 0 is an FP16 zero", changed(masked16, b10=0x80)),
-        "mixed all fp8": ("both precisions", changed(mixed, b9=0)),
-        "mixed all fp16": ("both precisions", changed(mixed, b9=3)),
+        "mixed all fp8": ("both precisions", changed(mixed, b9=0)[:-1]),
+        "mixed all fp16": ("both precisions", changed(mixed, b9=3) + bytes(1)),
         "mixed bits beyond": ("beyond the precision mask", changed(mixed, b9=2 | 4)),
-        "tail": ("beyond the payloads", changed(masked8, b15=1)),
-        "tail of empty": ("beyond the payloads", bytes([0xA2]) + bytes(6) + b"\x01"),
     }
 
 
@@ -175,13 +172,13 @@ def test_malformed_block_gives_zeros_on_request():
     bits, codes = block_of(e0=ONE, h1=ONE)
     slots, lengths = encode_slots(np.stack([bits] * 4), np.stack([codes] * 4))
     slots[1, 0] = 0
-    lengths[2] = 40
+    lengths[2] = 146
     out_bits, out_codes, bad = decode_slots(slots, lengths, on_error="zeros")
     assert bad.tolist() == [False, True, True, False]
     assert np.array_equal(out_bits, np.stack([bits, bits * 0, bits * 0, bits]))
     assert np.array_equal(out_codes, np.stack([codes, codes * 0, codes * 0, codes]))
     slots[1, 0] = slots[0, 0]
-    with pytest.raises(DecodeError, match="block 2: length must be 1 to 19 units, not 40"):
+    with pytest.raises(DecodeError, match="block 2: length must be 1 to 145 bytes, not 146"):
         decode_slots(slots, lengths)
 
 
@@ -210,7 +207,7 @@ def test_decoders_agree_on_damaged_blocks():
 
 
 @pytest.mark.parametrize(
-    ("channels", "beat", "padded", "pixel_blocks", "block_pixels", "line_blocks"),
+    ("channels", "beat", "padded", "planes", "block_pixels", "line_blocks"),
     [
         (1, 4, 4, 1, 16, 1),
         (3, 4, 4, 1, 16, 1),
@@ -220,18 +217,18 @@ def test_decoders_agree_on_damaged_blocks():
         (3, 16, 16, 1, 4, 3),
         (33, 4, 64, 1, 1, 10),
         (64, 4, 64, 1, 1, 10),
-        (65, 4, 128, 2, 1, 20),
-        (128, 4, 128, 2, 1, 20),
-        (130, 4, 192, 3, 1, 30),
+        (65, 4, 128, 2, 1, 10),
+        (128, 4, 128, 2, 1, 10),
+        (130, 4, 192, 3, 1, 10),
     ],
 )
-def test_layout(channels, beat, padded, pixel_blocks, block_pixels, line_blocks):
+def test_layout(channels, beat, padded, planes, block_pixels, line_blocks):
     layout = TensorLayout(3, 10, channels, beat)
     assert layout.padded_channels == padded
-    assert layout.pixel_blocks == pixel_blocks
+    assert layout.planes == planes
     assert layout.block_pixels == block_pixels
     assert layout.line_blocks == line_blocks
-    assert layout.blocks == 3 * line_blocks
+    assert layout.blocks == 3 * planes * line_blocks
     assert layout.slot_bytes == 160 * layout.blocks
     assert layout.table_bytes % 32 == 0
     assert 0 <= layout.table_bytes - layout.blocks < 32
@@ -243,9 +240,20 @@ def test_layout(channels, beat, padded, pixel_blocks, block_pixels, line_blocks)
     assert np.array_equal(layout.from_blocks(blocks), numbers)
 
 
+def test_planes_and_runs():
+    layout = TensorLayout(4, 3, 128, image_lines=2, line_blocks=4, log2_run=2)
+    assert (layout.planes, layout.used_blocks, layout.blocks) == (2, 3, 32)
+    # Image, plane, line of the image, pixel.
+    assert layout.block_of(3, 2, 64) == ((1 * 2 + 1) * 2 + 1) * 4 + 2
+    assert layout.used().reshape(8, 4).tolist() == [[True, True, True, False]] * 8
+    lengths = np.where(layout.used(), 10, 0)
+    assert layout.block_addresses(lengths)[:8].tolist() == [0, 10, 20, 30, 640, 650, 660, 670]
+
+
+@pytest.mark.parametrize("log2_run", [0, 1, 3, 4])
 @pytest.mark.parametrize("channels", [3, 8, 40, 64, 130])
-def test_pack_and_unpack(channels):
-    layout = TensorLayout(4, 7, channels)
+def test_pack_and_unpack(channels, log2_run):
+    layout = TensorLayout(4, 7, channels, image_lines=2, line_blocks=16 if log2_run else 0, log2_run=log2_run)
     rng = np.random.default_rng(channels)
     values = np.maximum(rng.normal(size=layout.shape), 0).astype(np.float16).view(np.uint16)
     bits, codes, _ = quantize(values, Policy.between(0.25, 1.0, below="zero"))
@@ -254,11 +262,15 @@ def test_pack_and_unpack(channels):
     out_bits, out_codes = layout.unpack(slots, table)
     assert np.array_equal(out_bits, bits)
     assert np.array_equal(out_codes, codes)
+    assert np.array_equal(layout.lengths(codes), np.frombuffer(table, np.uint8, layout.blocks))
     blocks = encode_blocks(layout.to_blocks(bits), layout.to_blocks(codes))
-    for number, raw in enumerate(blocks):
-        assert slots[160 * number : 160 * number + 160] == raw + bytes(160 - len(raw))
-        assert table[number] == len(raw) // 8
-    assert not any(table[layout.blocks :])
+    blocks = [raw if used else b"" for raw, used in zip(blocks, layout.used(), strict=True)]
+    run = 1 << log2_run
+    for first in range(0, layout.blocks, run):
+        packed = b"".join(blocks[first : first + run])
+        slot = slots[160 * first : 160 * (first + run)]
+        assert slot == packed + bytes(len(slot) - len(packed))
+    assert list(table) == [len(raw) for raw in blocks] + [0] * (len(table) - layout.blocks)
     assert layout.bus_bytes(table) == sum(len(raw) for raw in blocks)
 
 
@@ -267,7 +279,7 @@ def test_only_used_bytes_count():
     bits, codes = random_blocks(np.random.default_rng(1), 4, POLICIES[2], 0.5)
     slots, table = layout.pack(bits.reshape(layout.shape), codes.reshape(layout.shape))
     noise = np.frombuffer(slots, np.uint8).reshape(-1, 160).copy()
-    noise[np.arange(160) >= 8 * np.frombuffer(table, np.uint8, 4)[:, None]] = 0xEE
+    noise[np.arange(160) >= np.frombuffer(table, np.uint8, 4)[:, None]] = 0xEE
     assert np.array_equal(layout.unpack(noise.tobytes(), table)[0].reshape(4, 64), bits)
 
 
@@ -295,6 +307,10 @@ def test_no_blocks():
         lambda: decode_slots(np.zeros((1, 160), np.uint8), np.zeros(1, np.uint8), on_error="no"),
         lambda: TensorLayout(0, 1, 1),
         lambda: TensorLayout(1, 1, 1, beat=3),
+        lambda: TensorLayout(4, 1, 1, image_lines=3),
+        lambda: TensorLayout(4, 3, 64, line_blocks=2),
+        lambda: TensorLayout(4, 3, 64, line_blocks=6, log2_run=2),
+        lambda: TensorLayout(4, 3, 64, log2_run=5),
         lambda: TensorLayout(1, 2, 3).to_blocks(np.zeros((1, 3, 2))),
         lambda: TensorLayout(1, 2, 3).from_blocks(np.zeros((2, 64))),
         lambda: TensorLayout(1, 2, 3).unpack(b"", b""),
