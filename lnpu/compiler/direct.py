@@ -73,12 +73,14 @@ def _plan(
                         break
                     if outputs * step * step * per_pixel > budget:
                         break
+                    # A line costs more than its pixels: words that it has only a part of.
+                    loads = count * (lines + taps_r - 1) * (pixels + taps_s)
                     total = images * lattice_h * lattice_w
                     tiles = -(-images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels)
                     groups = -(-max_r // taps_r) * -(-max_s // taps_s)
                     rounds = -(-tiles // spread)
                     cost = (
-                        rounds * halo * groups * (1 + depth / 16) + rounds * outputs * max_r * max_s * depth / 4
+                        rounds * loads * groups * (1 + depth / 16) + rounds * outputs * max_r * max_s * depth / 4
                     ) / total
                     key = (cost, -outputs)
                     if best is None or key < best[0]:

@@ -49,16 +49,24 @@ class WeightGradLowering:
         self.axes_h = forward_axes(shape.height, shape.out_height, k[0], s, p)
         self.axes_w = forward_axes(shape.width, shape.out_width, k[1], s, p)
         per_pixel = out.block_channels // config.beat
-        # Two sets of tiles, so that one is being stored while the next is computed; then the epilogue's areas.
-        area = (vmem_end - vmem) // (2 * self.cores_m + reserve)
-        areas = [vmem + i * area for i in range(2 * self.cores_m + reserve)]
-        self.sets = [areas[: self.cores_m], areas[self.cores_m : 2 * self.cores_m]]
-        self.scratch = areas[2 * self.cores_m :]
+        most = min(x.padded, BLOCK, config.rows, config.psum_rows)
+        # Two sets of tiles, so that one is being stored while the next is computed; then the epilogue's areas. But one
+        # if only then a tile can have all channels of a block of x, which is fetched whole.
+        for sets in (2, 1):
+            area = (vmem_end - vmem) // (sets * self.cores_m + reserve)
+            budget = area // per_pixel
+            if budget >= most:
+                break
+        else:
+            sets, area = 2, (vmem_end - vmem) // (2 * self.cores_m + reserve)
+            budget = area // per_pixel
+        areas = [vmem + i * area for i in range(sets * self.cores_m + reserve)]
+        self.sets = [areas[: self.cores_m], areas[(sets - 1) * self.cores_m : sets * self.cores_m]]
+        self.scratch = areas[sets * self.cores_m :]
         self.batches = 0
         self.pending: list[Callable[[], None]] = []
-        budget = area // per_pixel
         # Channels of x a core holds at a time; a tile of `out` holds whole runs, so at least `run_pixels`.
-        self.channels = power_of_two(min(x.padded, BLOCK, config.rows, config.psum_rows, budget))
+        self.channels = power_of_two(min(most, budget))
         if self.channels < min(out.width, max(config.beat, out.run_pixels)):
             raise ValueError(f"no tile of {out.name} fits {budget} pixels of the vector memory")
         self.taps, self.tile = self._plan(budget)
@@ -83,6 +91,7 @@ class WeightGradLowering:
                         for images in range(1, shape.batch + 1 if whole else 2):
                             tall, wide = lines + taps_r - 1, pixels + taps_s - 1
                             halo = images * tall * wide
+                            loads = images * tall * (wide + 1)  # a line costs more: words that it has only a part of
                             if halo > min(config.depth, config.dense_rows):
                                 break
                             boxes = -(-shape.batch // images) * -(-shape.out_height // lines)
@@ -93,7 +102,7 @@ class WeightGradLowering:
                             cost = (
                                 groups
                                 * boxes
-                                * (halo * self.channels / 8 + outputs * config.lanes / 8 + visits * (2 + outputs / 3))
+                                * (loads * self.channels / 8 + outputs * config.lanes / 8 + visits * (2 + outputs / 3))
                             )
                             if best is None or cost < best[0]:
                                 best = cost, (taps_r, taps_s), (images, lines, pixels)
