@@ -130,6 +130,8 @@ def account(step: TrainingStep, before: dict[str, Any], tensors: dict[str, Any])
     weights = {weight.weight.table for weight in step.weights.values()}
     kinds: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    plain_bits: dict[str, int] = defaultdict(int)
+    preactivations = {stage.name for stage in step.stages if isinstance(stage, ConvStage)}
     for program in (step.forward, step.backward, step.update):
         reads = new | {table: old[table] for table in weights}
         traffic = predict_traffic(program, reads, new)
@@ -141,6 +143,8 @@ def account(step: TrainingStep, before: dict[str, Any], tensors: dict[str, Any])
             if kind in (TensorKind.PROGRAM, TensorKind.OTHER):
                 plain = traffic.read[kind] + traffic.write[kind]
             entry["plain"] += plain
+            if kind not in (TensorKind.ACTIVATION, TensorKind.ERROR, TensorKind.WEIGHT, TensorKind.GRADIENT):
+                plain_bits[kind.name.lower()] += plain
         for name, tensor in step.tensors.items():
             if not isinstance(tensor, Tensor) or tensor.table not in traffic.blocks or name not in tensors:
                 continue
@@ -149,6 +153,9 @@ def account(step: TrainingStep, before: dict[str, Any], tensors: dict[str, Any])
             times = traffic.blocks[tensor.table]
             mask, precisions, payload = block_parts(to_blocks(tensor, values[name].codes, step.config.beat))
             nonzeros = np.count_nonzero(to_blocks(tensor, values[name].codes, step.config.beat), axis=1)
+            plain_bits["preactivation" if name in preactivations else tensor.kind.name.lower()] += (
+                16 * BLOCK * int(times.sum())
+            )
             entry = kinds[tensor.kind.name.lower()]
             entry["precision"] += 8 * int(times @ (2 * nonzeros - payload - precisions))
             entry["zeros"] += 8 * int(times @ (2 * (BLOCK - nonzeros) - mask))
@@ -167,6 +174,8 @@ def account(step: TrainingStep, before: dict[str, Any], tensors: dict[str, Any])
         "kinds": {name: dict(entry) for name, entry in kinds.items()},
         "fusion": dict(unfused),
         "elements": {name: dict(entry) for name, entry in counts.items()},
+        # Preactivations apart from activations: what `lnpu fgmp-study --ema` takes.
+        "plain_bits": dict(plain_bits),
     }
 
 

@@ -143,7 +143,8 @@ def _parser() -> argparse.ArgumentParser:
         "--ema",
         type=Path,
         metavar="JSON",
-        help="bits that a step of the full network moves in plain FP16, by kind of tensor: adds an estimate",
+        help="bits that a step of the full network moves in plain FP16, by kind of tensor, or a report of "
+        "benchmarks/ema.py: adds an estimate",
     )
     study.add_argument(
         "-o", "--output", type=Path, default=Path("build/reports/fgmp_study"), help="folder of the report"
@@ -233,7 +234,7 @@ def _fgmp_study(arguments: argparse.Namespace) -> int:
 def _plain_bits(path: Path) -> dict[str, float]:
     try:
         bits = json.loads(path.read_text())
-        return {str(kind): float(value) for kind, value in bits.items()}
+        return {str(kind): float(value) for kind, value in bits.get("plain_bits", bits).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"--ema must be a JSON file of bits by kind of tensor: {path}: {error}") from None
 
