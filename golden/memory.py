@@ -7,6 +7,7 @@ and `TensorLayout` are vectorised.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,7 +47,8 @@ MAX_LOG2_RUN = 4
 _ALIGN = 32
 _MAGIC = 0b1010
 _DENSE, _MASKED, _EMPTY = 0, 1, 2
-_FP8, _FP16, _MIXED = 0, 1, 2
+_FP8, _FP16, _MIXED, _FEW = 0, 1, 2, 3
+_LAST = 0x80  # in the last byte of a list of FP16 elements
 
 
 class DecodeError(ValueError):
@@ -123,12 +125,16 @@ def encode_block(bits: Sequence[int], codes: Sequence[int]) -> bytes:
         count += 1
     nonzero_mode = _EMPTY if count == 0 else _DENSE if count == BLOCK else _MASKED
     uniform = precisions == 0 or precisions == (1 << count) - 1
-    precision_mode = _FP8 if precisions == 0 else _FP16 if uniform else _MIXED
+    few = precisions.bit_count() < -(-count // 8)
+    precision_mode = _FP8 if precisions == 0 else _FP16 if uniform else _FEW if few else _MIXED
     raw = bytes([nonzero_mode | precision_mode << 2 | _MAGIC << 4])
     if nonzero_mode == _MASKED:
         raw += mask.to_bytes(8, "little")
     if precision_mode == _MIXED:
         raw += precisions.to_bytes(-(-count // 8), "little")
+    if precision_mode == _FEW:
+        ranks = [rank for rank in range(count) if precisions >> rank & 1]
+        raw += bytes([*ranks[:-1], ranks[-1] | _LAST])
     return raw + payload
 
 
@@ -150,8 +156,6 @@ def decode_block(raw: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
         raise DecodeError(f"magic must be {_MAGIC:#06b}, not {magic:#06b}")
     if nonzero_mode == 3:
         raise DecodeError("non-zero mode 3 is reserved")
-    if precision_mode == 3:
-        raise DecodeError("precision mode 3 is reserved")
     if nonzero_mode == _EMPTY and precision_mode != _FP8:
         raise DecodeError(f"precision mode of an empty block must be 0, not {precision_mode}")
     position, mask = 1, (1 << BLOCK) - 1 if nonzero_mode == _DENSE else 0
@@ -167,6 +171,19 @@ def decode_block(raw: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
         size = -(-count // 8)
         precisions = int.from_bytes(raw[position : position + size], "little")
         position += size
+    if precision_mode == _FEW:
+        ranks = []
+        while not ranks or not ranks[-1] & _LAST:
+            if len(ranks) == -(-count // 8) - 1 or position == len(raw):
+                raise DecodeError("list of FP16 elements must end, and be shorter than the mask")
+            ranks.append(raw[position])
+            position += 1
+        ranks[-1] &= ~_LAST
+        if any(b <= a for a, b in pairwise(ranks)) or ranks[-1] >= count:
+            raise DecodeError(f"list of FP16 elements must ascend to less than {count}, not {ranks}")
+        if len(ranks) == count:
+            raise DecodeError("list of FP16 elements must not be all of them")
+        precisions = sum(1 << rank for rank in ranks)
     used = precisions & ((1 << count) - 1)
     end = position + count + used.bit_count()
     if len(raw) != end:
@@ -176,6 +193,8 @@ def decode_block(raw: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
             raise DecodeError("bits beyond the precision mask must be zero")
         if used in (0, (1 << count) - 1):
             raise DecodeError("precision mask of a mixed block must have both precisions")
+        if used.bit_count() < -(-count // 8):
+            raise DecodeError("precision mask of a mixed block must not be longer than a list")
     bits, codes, rank = np.zeros(BLOCK, np.uint16), np.zeros(BLOCK, np.uint8), 0
     expanded = _e4m3_tables()[1]
     for index in range(BLOCK):
@@ -216,7 +235,7 @@ def block_parts(codes: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64],
     n16 = np.count_nonzero(codes == CODE_FP16, axis=1)
     nnz = n16 + np.count_nonzero(codes == CODE_FP8, axis=1)
     masked, mixed = (nnz > 0) & (nnz < BLOCK), (n16 > 0) & (n16 < nnz)
-    return 8 * masked, (nnz + 7) // 8 * mixed, nnz + n16
+    return 8 * masked, np.minimum(n16, (nnz + 7) // 8) * mixed, nnz + n16
 
 
 def block_lengths(codes: ArrayLike) -> NDArray[np.uint8]:
@@ -262,11 +281,12 @@ def encode_slots(bits: ArrayLike, codes: ArrayLike) -> tuple[NDArray[np.uint8], 
     nnz, n16 = nonzero.sum(1), is16.sum(1)
     masked, mixed = (nnz > 0) & (nnz < BLOCK), (n16 > 0) & (n16 < nnz)
     mode = np.where(nnz == 0, _EMPTY, np.where(masked, _MASKED, _DENSE))
-    precision = np.where(n16 == 0, _FP8, np.where(mixed, _MIXED, _FP16))
+    few = mixed & (n16 < (nnz + 7) // 8)
+    precision = np.where(n16 == 0, _FP8, np.where(few, _FEW, np.where(mixed, _MIXED, _FP16)))
     slots = np.zeros((blocks, SLOT_BYTES), np.uint8)
     slots[:, 0] = mode | precision << 2 | _MAGIC << 4
     slots[masked, 1:9] = np.packbits(nonzero[masked], axis=1, bitorder="little")
-    precision_bytes = np.where(mixed, (nnz + 7) // 8, 0)
+    precision_bytes = np.where(few, n16, np.where(mixed, (nnz + 7) // 8, 0))
     start = 1 + 8 * masked + precision_bytes
 
     rank = np.cumsum(nonzero, axis=1, dtype=np.int16) - nonzero
@@ -274,6 +294,10 @@ def encode_slots(bits: ArrayLike, codes: ArrayLike) -> tuple[NDArray[np.uint8], 
     precisions = np.zeros((blocks, BLOCK), bool)
     precisions[rows, rank[rows, columns]] = True
     packed = np.packbits(precisions, axis=1, bitorder="little")
+    rows, columns = np.nonzero(is16 & few[:, None])
+    order = (np.cumsum(is16, axis=1) - 1)[rows, columns]
+    packed[few] = 0
+    packed[rows, order] = rank[rows, columns] | np.where(order == n16[rows] - 1, _LAST, 0)
     rows, columns = np.nonzero(np.arange(8) < precision_bytes[:, None])
     slots[rows, (1 + 8 * masked)[rows] + columns] = packed[rows, columns]
 
@@ -325,7 +349,7 @@ def decode_slots(
         raise ValueError(f"lengths must have shape [{blocks}], not {lengths.shape!r}")
     header = slots[:, 0]
     mode, precision = header & 3, header >> 2 & 3
-    bad = (header >> 4 != _MAGIC) | (mode == 3) | (precision == 3) | ((mode == _EMPTY) & (precision != _FP8))
+    bad = (header >> 4 != _MAGIC) | (mode == 3) | ((mode == _EMPTY) & (precision != _FP8))
     masked = mode == _MASKED
     mask = np.unpackbits(slots[:, 1:9], axis=1, bitorder="little").astype(bool)
     nonzero = np.where(masked[:, None], mask, (mode == _DENSE)[:, None])
@@ -333,10 +357,25 @@ def decode_slots(
     bad |= masked & ((nnz == 0) | (nnz == BLOCK))
     mixed = precision == _MIXED
     start = 1 + 8 * masked
-    precision_bytes = np.where(mixed, (nnz + 7) // 8, 0)
+    mask_bytes = (nnz + 7) // 8
     window = slots[np.arange(blocks)[:, None], start[:, None] + np.arange(8)]
-    window[np.arange(8) >= precision_bytes[:, None]] = 0
+    # A list of FP16 elements goes up to the first byte that says so.
+    few = precision == _FEW
+    ends = window & _LAST != 0
+    listed = np.where(ends.any(1), ends.argmax(1) + 1, BLOCK)
+    bad |= few & (listed >= mask_bytes)
+    listed = np.minimum(listed, 8)
+    precision_bytes = np.where(few, listed, np.where(mixed, mask_bytes, 0))
+    inside = np.arange(8) < precision_bytes[:, None]
+    ranks = window & ~np.uint8(_LAST)
+    bad |= few & ((ranks >= nnz[:, None]) & inside).any(1)
+    bad |= few & ((ranks[:, 1:] <= ranks[:, :-1]) & inside[:, 1:]).any(1)
+    window[~inside] = 0
     precisions = np.unpackbits(window, axis=1, bitorder="little").astype(bool)
+    rows, columns = np.nonzero(inside & few[:, None])
+    precisions[few] = False
+    precisions[rows, np.minimum(ranks[rows, columns], BLOCK - 1)] = True
+    mixed |= few
     rank = np.cumsum(nonzero, axis=1, dtype=np.int64) - nonzero
     bad |= (precisions & (np.arange(BLOCK) >= nnz[:, None])).any(1)
     is16 = nonzero & np.where(
@@ -344,6 +383,7 @@ def decode_slots(
     )
     n16 = is16.sum(1)
     bad |= mixed & ((n16 == 0) | (n16 == nnz))
+    bad |= (precision == _MIXED) & (n16 < mask_bytes)
     start = start + precision_bytes
     end = start + nnz + n16
     bad |= lengths != end

@@ -56,6 +56,7 @@ class PrecisionMode(enum.Enum, shape=2):
     FP8 = 0
     FP16 = 1
     MIXED = 2  # one bit a non-zero follows (1: FP16)
+    FEW = 3  # a byte for each FP16 element follows: which of the non-zeros it is
 
 
 class TensorKind(enum.Enum, shape=3):

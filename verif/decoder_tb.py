@@ -4,6 +4,8 @@
 testbench of LOAD uses it too.
 """
 
+from itertools import pairwise
+
 import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge, with_timeout
@@ -45,12 +47,16 @@ def encode_block(elements) -> bytes:
     if not nonzeros:
         return bytes([MAGIC | 2])
     wide = [int(code == FP16) for code, _ in nonzeros]
-    precision = 1 if all(wide) else 0 if not any(wide) else 2
+    mask_bytes = -(-len(wide) // 8)
+    precision = 1 if all(wide) else 0 if not any(wide) else 3 if sum(wide) < mask_bytes else 2
     out = bytearray([MAGIC | precision << 2 | (len(nonzeros) < 64)])
     if len(nonzeros) < 64:
         out += sum(1 << k for k, element in enumerate(elements) if element[0] != ZERO).to_bytes(8, "little")
     if precision == 2:
-        out += sum(bit << k for k, bit in enumerate(wide)).to_bytes(-(-len(wide) // 8), "little")
+        out += sum(bit << k for k, bit in enumerate(wide)).to_bytes(mask_bytes, "little")
+    if precision == 3:
+        out += bytes(k for k, bit in enumerate(wide) if bit)
+        out[-1] |= 0x80
     for code, pattern in nonzeros:
         out += pattern.to_bytes(2 if code == FP16 else 1, "little")
     return bytes(out)
@@ -61,7 +67,7 @@ def decode_block(raw: bytes):
     if not raw or raw[0] & 0xF0 != MAGIC:
         return None
     mode, precision, position = raw[0] & 3, raw[0] >> 2 & 3, 1
-    if mode == 3 or precision == 3 or (mode == 2 and precision):
+    if mode == 3 or (mode == 2 and precision):
         return None
     mask = (1 << 64) - 1 if mode == 0 else 0
     if mode == 1:
@@ -76,8 +82,23 @@ def decode_block(raw: bytes):
         bits = int.from_bytes(raw[position : position + size], "little")
         position += size
         wide = [bool(bits >> k & 1) for k in range(len(present))]
-        if bits >> len(present) or all(wide) or not any(wide):
+        if bits >> len(present) or all(wide) or sum(wide) < size:
             return None
+    if precision == 3:
+        listed = []
+        while position < len(raw) and not (listed and listed[-1] & 0x80):
+            listed.append(raw[position])
+            position += 1
+        if not listed or not listed[-1] & 0x80:
+            return None
+        listed[-1] -= 0x80
+        if (
+            any(b <= a for a, b in pairwise(listed))
+            or listed[-1] >= len(present)
+            or len(listed) >= -(-len(present) // 8)
+        ):
+            return None
+        wide = [k in listed for k in range(len(present))]
     if position + sum(1 + one for one in wide) != len(raw):
         return None
     elements = [(0, ZERO)] * 64
@@ -209,7 +230,19 @@ async def random_stalls(dut):
 async def header_bits(dut):
     """Every bit of header and masks flipped, in blocks of each mode, each followed by a good block."""
     bench = await Bench(dut, seed=20).start()
-    for zeros, fp16 in ((0, 0), (0, 1), (0, 0.5), (0.4, 0.0), (0.4, 1.0), (0.4, 0.5), (0.06, 0.5), (1, 0)):
+    for zeros, fp16 in (
+        (0, 0),
+        (0, 1),
+        (0, 0.5),
+        (0.4, 0.0),
+        (0.4, 1.0),
+        (0.4, 0.5),
+        (0.06, 0.5),
+        (1, 0),
+        (0, 0.06),
+        (0.1, 0.06),
+        (0.5, 0.06),
+    ):
         raw = encode_block(random_elements(bench.random, zeros, fp16))
         blocks = []
         for bit in range(8 * min(18, len(raw))):
@@ -225,7 +258,7 @@ async def header_bits(dut):
 async def lengths(dut):
     """Each other length of blocks of each mode, with the next block's bytes or random ones behind."""
     bench = await Bench(dut, seed=30).start()
-    for zeros, fp16 in ((0, 0), (0, 1), (0.4, 0.5), (0.05, 0.5), (0.9, 1), (1, 0)):
+    for zeros, fp16 in ((0, 0), (0, 1), (0.4, 0.5), (0.05, 0.5), (0.9, 1), (1, 0), (0, 0.06), (0.2, 0.06)):
         raw = encode_block(random_elements(bench.random, zeros, fp16))
         blocks = [bench.spoilt(raw, length) for length in range(256)]
         assert sum(expected is not None for _, expected in blocks) == 1
@@ -247,7 +280,7 @@ async def lengths(dut):
 async def framing(dut):
     """Numbers of words that do not fit the length: 64 elements, and the blocks around are as ever."""
     bench = await Bench(dut, seed=35).start()
-    for zeros, fp16 in ((0, 0), (0, 1), (0.4, 0.5), (0.05, 0.5), (0.9, 1), (1, 0)):
+    for zeros, fp16 in ((0, 0), (0, 1), (0.4, 0.5), (0.05, 0.5), (0.9, 1), (1, 0), (0, 0.06), (0.2, 0.06)):
         raw = encode_block(random_elements(bench.random, zeros, fp16))
         right = -(-len(raw) // bench.word)
         blocks = []
@@ -294,6 +327,78 @@ async def masks(dut):
     await bench.check(blocks)
 
 
+def block_with_list(mask: int, entries, wide) -> bytes:
+    """A block with any list in its header; payloads are FP16 for the ranks in `wide`."""
+    raw = bytes([MAGIC | 3 << 2 | (mask != (1 << 64) - 1)])
+    if mask != (1 << 64) - 1:
+        raw += mask.to_bytes(8, "little")
+    return raw + bytes(entries) + b"".join(b"\x34\x52" if k in wide else b"\x38" for k in range(mask.bit_count()))
+
+
+@cocotb.test()
+async def lists(dut):
+    """Lists of each size for each number of non-zeros, with stalls too; each way to spoil a list."""
+    bench = await Bench(dut, seed=45).start()
+    random = bench.random
+    good, bad = [], []
+
+    def mask_of(count):
+        return sum(1 << int(k) for k in random.permutation(64)[:count])
+
+    def add(mask, entries, wide):
+        bad.append(bench.spoilt(block_with_list(mask, entries, wide)))
+        assert bad[-1][1] is None
+        if random.random() < 0.4:
+            bad.append(bench.some_good())
+
+    for count in range(2, 65):
+        mask, most = mask_of(count), -(-count // 8) - 1
+        for size in {*range(1, most + 1)}:
+            for low in (False, True):
+                ranks = sorted(random.permutation(count)[:size].tolist())
+                if low:  # neighbours, from the first or up to the last
+                    ranks = list(range(size)) if size % 2 else list(range(count - size, count))
+                entries = [*ranks[:-1], ranks[-1] | 0x80]
+                block = bench.spoilt(block_with_list(mask, entries, ranks))
+                assert block[1] is not None
+                good.append(block)
+            if count % 3 and count < 60:
+                continue
+            for index in range(size):  # bit 6; a last byte too early or late
+                add(mask, [one | 0x40 * (k == index) for k, one in enumerate(entries)], ranks)
+                add(mask, [one ^ 0x80 * (k == index) for k, one in enumerate(entries)], ranks)
+            for index in range(size - 1):  # not ascending: equal, with as many FP16 payloads or as listed; swapped
+                twice = [*ranks[: index + 1], ranks[index], *ranks[index + 2 :]]
+                add(mask, [*twice[:-1], twice[-1] | 0x80], twice)
+                add(mask, [*twice[:-1], twice[-1] | 0x80], ranks)
+                swapped = [*ranks[:index], ranks[index + 1], ranks[index], *ranks[index + 2 :]]
+                add(mask, [*swapped[:-1], swapped[-1] | 0x80], ranks)
+            for beyond in {count, count + 1, 63} - {*range(count)}:  # with a payload less, or as listed
+                add(mask, [*ranks[:-1], beyond | 0x80], ranks[:-1])
+                add(mask, [*ranks[:-1], beyond | 0x80], ranks)
+        for size in range(most + 1, min(count, 9) + 1):  # too long, to the last one of all elements
+            ranks = sorted(random.permutation(count)[:size].tolist())
+            add(mask, [*ranks[:-1], ranks[-1] | 0x80], ranks)
+            add(mask, ranks, ranks)
+        for size in range(min(most + 1, count)):  # a mask where a list (or none) would do
+            ranks = random.permutation(count)[:size].tolist()
+            raw = bytearray(block_with_list(mask, sum(1 << k for k in ranks).to_bytes(most + 1, "little"), ranks))
+            raw[0] ^= 1 << 2
+            bad.append(bench.spoilt(bytes(raw)))
+            assert bad[-1][1] is None
+    add(1 << 17, [0x80], [0])
+    add(1 << 17, [0x80], [])
+    add(0, [0x80], [])
+    for tail in (b"", b"\x80", b"\x80\x34\x52"):
+        bad.append(bench.spoilt(bytes([MAGIC | 3 << 2 | 2]) + tail))
+    await bench.check(good)
+    random.shuffle(good)
+    for stall_in, stall_out in ((0.0, 0.6), (0.6, 0.0), (0.3, 0.3)):
+        await bench.check(good[:120], stall_in=stall_in, stall_out=stall_out)
+    await bench.check(bad)
+    await bench.check(bad[-400:], stall_in=0.2, stall_out=0.2)
+
+
 @cocotb.test()
 async def payloads(dut):
     """Zero and NaN payloads in every element; any bytes behind the block."""
@@ -330,7 +435,7 @@ async def garbage(dut):
             if random.random() < 0.5:
                 raw = bytearray(random.bytes(int(random.integers(1, 170))))
                 if random.random() < 0.8:
-                    raw[0] = MAGIC | int(random.integers(12))
+                    raw[0] = MAGIC | int(random.integers(16))
                 if random.random() < 0.3:
                     raw[1:9] = encode_block(random_elements(random, random.random(), 0))[1:9]
             else:
@@ -347,7 +452,9 @@ MIXES = {  # zeros, fp16
     "dense FP16": (0, 1),
     "dense FP8": (0, 0),
     "dense mixed": (0, 0.5),
-    "dense mixed, 10% FP16": (0, 0.1),
+    "dense few, 5% FP16": (0, 0.05),
+    "masked few, 5% zeros, 5% FP16": (0.05, 0.05),
+    "masked few, 50% zeros, 5% FP16": (0.5, 0.05),
     "masked mixed, 5% zeros": (0.05, 0.5),
     "masked FP16, 50% zeros": (0.5, 1),
     "masked FP8, 50% zeros": (0.5, 0),

@@ -24,11 +24,16 @@ def encode_block(v: np.ndarray, policy: tuple[int, int, int, int]) -> bytes:
     wide = codes[present] == 3
     nonzero = 2 if not present.any() else 0 if present.all() else 1
     precision = 0 if not wide.any() else 1 if wide.all() else 2
+    if precision == 2 and wide.sum() < -(-len(wide) // 8):
+        precision = 3
     out = bytearray([nonzero | precision << 2 | 0xA0])
     if nonzero == 1:
         out += np.packbits(present, bitorder="little").tobytes()
     if precision == 2:
         out += np.packbits(wide, bitorder="little").tobytes()
+    if precision == 3:
+        out += bytes(np.flatnonzero(wide).tolist())
+        out[-1] |= 0x80
     for code, byte, half in zip(codes, payload, value, strict=True):
         if code == 2:
             out.append(int(byte))
@@ -43,7 +48,10 @@ def head_of(block: bytes) -> int:
         return 1
     mask = block[1:9] if block[0] & 3 == 1 else bytes([255] * 8)
     count = int.from_bytes(mask, "little").bit_count()
-    return 1 + 8 * (block[0] & 3 == 1) + (-(-count // 8) if block[0] >> 2 & 3 == 2 else 0)
+    start, precision = 1 + 8 * (block[0] & 3 == 1), block[0] >> 2 & 3
+    if precision == 3:
+        return start + next(k for k, byte in enumerate(block[start:], start=1) if byte & 0x80)
+    return start + (-(-count // 8) if precision == 2 else 0)
 
 
 def placed(blocks: list[bytes], flushes: list[bool], step: int) -> list[dict]:
@@ -204,15 +212,16 @@ async def every_mode(dut, stall):
     assert bench.beats == sent * bench.config.block_beats
 
 
-@cocotb.test(timeout_time=500, timeout_unit="us")
+@cocotb.test(timeout_time=1000, timeout_unit="us")
 async def every_count(dut):
-    """Every number of non-zeros, with every kind of precision mask: all lengths of the masks."""
+    """Every number of non-zeros, with every kind of precision mask and list: all their lengths."""
     random = rng(12)
     bench = Bench(dut)
     await start(dut)
     blocks = []
     for nonzeros in range(BLOCK + 1):
-        for wide in {0, 1, nonzeros // 2, max(nonzeros - 1, 0), nonzeros}:
+        border = -(-nonzeros // 8)  # FP16 elements from which on a mask is no longer than a list
+        for wide in {*range(min(border + 2, nonzeros)), nonzeros // 2, max(nonzeros - 1, 0), nonzeros}:
             block = make_block(random, 0, 0)
             places = random.permutation(BLOCK)
             block[places[:wide]] = 0x7800

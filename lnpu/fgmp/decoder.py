@@ -16,6 +16,12 @@ MASK_BYTES = BLOCK // 8
 HEADER_BYTES = 1 + 2 * MASK_BYTES
 """Longest header: mode byte and two masks."""
 
+LIST_BYTES = MASK_BYTES - 1
+"""Longest list of FP16 elements: it is shorter than the mask would be."""
+
+LIST_LAST, LIST_RESERVED = 7, 6
+"""Bits of a byte of that list, above the rank."""
+
 WINDOW_UNITS = 6
 """Units (see `Decoder.elaborate`) that wait for their header to be parsed or for the element pipeline."""
 
@@ -44,6 +50,25 @@ def _count(bits) -> Value:
     return terms[0]
 
 
+def _parse_list(entries: list[Value]) -> tuple[Value, Value, Value]:
+    """Parse a list of FP16 elements.
+
+    Returns the mask that it stands for, its bytes (one more than `entries` if none is the last), and whether it does
+    not ascend or has a reserved bit set.
+    """
+    size, mask, wrong = Const(len(entries) + 1, 4), Const(0, BLOCK), Const(0, 1)
+    for index in reversed(range(len(entries))):
+        size = Mux(entries[index][LIST_LAST], index + 1, size)
+    for index, entry in enumerate(entries):
+        rank = entry[:LIST_RESERVED]
+        inside = ~Cat(before[LIST_LAST] for before in entries[:index]).any() if index else Const(1, 1)
+        rows, columns = ([part == number for number in range(8)] for part in (rank[3:], rank[:3]))
+        mask = mask | Cat(inside & row & column for row in rows for column in columns)
+        unordered = rank <= entries[index - 1][:LIST_RESERVED] if index else Const(0, 1)
+        wrong = wrong | (inside & (entry[LIST_RESERVED] | unordered))
+    return mask, size, wrong
+
+
 class Decoder(Block):
     """Turns encoded blocks (docs/architecture.md, "Encoded tensors in memory") into beats of elements.
 
@@ -53,8 +78,10 @@ class Decoder(Block):
     A block is malformed if it is not what the encoder can have written for this `length`:
 
     - header: magic other than 0b1010, a reserved mode, empty with a precision mode other than 0, masked with no
-      non-zero or with 64, mixed whose non-zeros are all FP8 or all FP16;
+      non-zero or with 64, mixed whose non-zeros are all FP8 or all FP16, or so few FP16 that a list is shorter;
     - padding bits of the precision mask that are not 0;
+    - a list of FP16 elements that does not ascend or not to less than the non-zeros, is not shorter than the mask (or
+      does not end), or has bit 6 set in a byte;
     - `length` other than the length that header and masks imply (so 0 and more than 145 are always errors);
     - an E4M3 payload that is a zero or a NaN, an FP16 payload that is a zero (of either sign).
 
@@ -174,7 +201,8 @@ class Decoder(Block):
         held_index = Signal(range(most + 1), reset_less=True)
         waiting = Signal(name="held_waiting")
 
-        # The header of the unit that comes in, as far as it tells how many units the header has.
+        # The header of the unit that comes in, as far as it tells how many units the header has. A list of FP16
+        # elements adds none: it ends with byte 7 without a mask before it, with byte 15 with one.
         mode = Signal(8, name="mode")
         units = Signal(range(most + 1), name="header_units")
         m.d.comb += mode.eq(Mux(index == 0, packed.payload.data[:8], raw[:8]))
@@ -183,28 +211,31 @@ class Decoder(Block):
 
         header = stream.Signature(data.StructLayout({
             "mask": BLOCK, "precision": BLOCK, "nonzeros": 7, "fp16": 1, "mixed": 1, "masked": 1,
-            "start": 5, "length": 8, "zero": 1, "bad": 1,
+            "precision_bytes": 4, "start": 5, "length": 8, "zero": 1, "bad": 1,
         })).create(path=("header_out",))  # fmt: skip
         out = header.payload
         magic, nonzero_mode, precision_mode = raw[4:8], raw[:2], raw[2:4]
         first_mask, second_mask = raw[8 : 8 + BLOCK], raw[8 + BLOCK : 8 + 2 * BLOCK]
-        empty = Signal()
+        empty, few, behind = Signal(), Signal(name="header_few"), Signal(BLOCK, name="header_precision")
+        list_mask, list_size, list_wrong = _parse_list([behind.word_select(k, 8) for k in range(LIST_BYTES)])
         m.d.comb += [
             header.valid.eq(complete),
+            behind.eq(Mux(out.masked, second_mask, first_mask)),
+            few.eq(precision_mode == PrecisionMode.FEW.value),
             empty.eq(nonzero_mode == NonzeroMode.EMPTY.value),
             out.masked.eq(nonzero_mode == NonzeroMode.MASKED.value),
-            out.mixed.eq(precision_mode == PrecisionMode.MIXED.value),
-            out.fp16.eq(precision_mode == PrecisionMode.FP16.value),
+            # Few is both.
+            out.mixed.eq((precision_mode == PrecisionMode.MIXED.value) | few),
+            out.fp16.eq((precision_mode == PrecisionMode.FP16.value) | few),
             out.mask.eq(Mux(out.masked, first_mask, (1 << BLOCK) - 1)),
-            out.precision.eq(Mux(out.masked, second_mask, first_mask)),
+            out.precision.eq(Mux(few, list_mask, behind)),
             out.nonzeros.eq(_count(out.mask)),
-            out.start.eq(
-                1 + Mux(out.masked, MASK_BYTES, 0) + Mux(out.mixed & ~empty, (out.nonzeros + 7) >> 3, 0),
-            ),
+            out.precision_bytes.eq(Mux(out.mixed & ~empty, Mux(few, list_size, (out.nonzeros + 7) >> 3), 0)),
+            out.start.eq(1 + Mux(out.masked, MASK_BYTES, 0) + out.precision_bytes),
             out.length.eq(length),
             out.bad.eq(
-                (magic != MAGIC) | (nonzero_mode == 3) | (precision_mode == 3) | (empty & (precision_mode != 0))
-                | (out.masked & (~first_mask.any() | first_mask.all()))
+                (magic != MAGIC) | (nonzero_mode == 3) | (empty & (precision_mode != 0))
+                | (out.masked & (~first_mask.any() | first_mask.all())) | (few & list_wrong)
             ),
             out.zero.eq(out.bad | empty),
         ]  # fmt: skip
@@ -270,25 +301,33 @@ class Decoder(Block):
         beat = self.config.beat
         block = Signal(header.payload.shape(), name="block", reset_less=True)
         active, beats, first = Signal(name="block_active"), Signal(range(BLOCK // beat)), Signal(name="block_first")
-        seen8, seen16 = Signal(reset_less=True), Signal(reset_less=True)
+        seen8 = Signal(reset_less=True)
         ranked = stream.Signature(data.StructLayout({
             "nonzero": beat, "fp16": beat, "first": 1, "final": 1, "zero": 1, "bad": 1, "start": 5, "length": 8,
         })).create(path=("ranked",))  # fmt: skip
         advance, final, bad = Signal(name="rank_advance"), Signal(name="rank_final"), Signal(name="rank_bad")
         mask, fp16, ranks = Signal(beat, name="rank_mask"), Signal(beat, name="rank_fp16"), []
-        any8, any16, padding = Signal(), Signal(), Signal(name="mask_padding")
+        any8, padding = Signal(), Signal(name="mask_padding")
+        least, few, unfit = Signal(8, name="least_length"), Signal(name="block_few"), Signal(name="precision_unfit")
         m.d.comb += [
             mask.eq(Mux(block.zero, 0, block.mask[:beat])),
             advance.eq(~ranked.valid | ranked.ready),
             final.eq(block.zero | (beats == BLOCK // beat - 1)),
             header.ready.eq(~active | (advance & final)),
             any8.eq(seen8 | (mask & ~fp16).any()),
-            any16.eq(seen16 | (mask & fp16).any()),
             # In the first beat the precision mask is whole: the bits of its last byte beyond the non-zeros.
             padding.eq((block.precision.bit_select((block.nonzeros >> 3) << 3, 8) >> block.nonzeros[:3]).any()
                        & (block.nonzeros[:3] != 0)),
-            bad.eq(block.bad | (block.mixed & ~block.zero & (
-                (first & padding) | (final & ~(any8 & any16))))),
+            # By its length (checked later), the block has length - start - non-zeros FP16 elements: of a mask at least
+            # as many as it has bytes; of a list just as many, so no rank is beyond the non-zeros.
+            few.eq(block.mixed & block.fp16),
+            least.eq(block.start + block.nonzeros + block.precision_bytes),
+            unfit.eq(Mux(
+                few,
+                (block.length != least) | (block.precision_bytes >= ((block.nonzeros + 7) >> 3)),
+                block.length < least,
+            )),
+            bad.eq(block.bad | (block.mixed & ~block.zero & ((first & (padding | unfit)) | (final & ~any8)))),
         ]  # fmt: skip
         for element in range(beat):
             rank = Signal(range(element + 1), name=f"rank{element}")
@@ -316,11 +355,10 @@ class Decoder(Block):
                     beats.eq(beats + 1),
                     first.eq(0),
                     seen8.eq(any8),
-                    seen16.eq(any16),
                 ]
         with m.If(header.ready):
             m.d.sync += [
-                active.eq(header.valid), block.eq(header.payload), beats.eq(0), first.eq(1), seen8.eq(0), seen16.eq(0),
+                active.eq(header.valid), block.eq(header.payload), beats.eq(0), first.eq(1), seen8.eq(0),
             ]  # fmt: skip
         return ranked
 

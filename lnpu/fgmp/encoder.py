@@ -24,6 +24,7 @@ BLOCKS_AHEAD = 4
 
 MAGIC = 0b1010
 HEADER_BYTES = 17  # header, non-zero mask, precision mask at most
+LIST_BYTES, RANK_BITS = 7, 6  # of the longest list of FP16 elements; of the place of one among the non-zeros
 
 
 def block_size() -> data.StructLayout:
@@ -334,10 +335,30 @@ class Encoder(Block):
         with m.Elif(flush & lines.i.ready):
             m.d.sync += tail.eq(0)
 
+        nonzero_total = Signal(range(BLOCK + 1))
+        # The ranks of the first FP16 elements, for a list: those of this beat behind those before.
+        rank_bits = ceil_log2(beat)
+        ranks, fp16_count = _compact(
+            m,
+            "rank",
+            rank_bits,
+            [Mux(packed_precisions[rank], Const(rank, rank_bits), 0) for rank in range(beat)],
+            [packed_precisions[rank] for rank in range(beat)],
+        )
+        ranked, listed, listed_next = (Signal(LIST_BYTES * RANK_BITS, name=f"list{n}") for n in range(3))
+        fp16_total = Signal(range(BLOCK + 1))
+        m.d.comb += listed_next.eq(listed)
+        for k in range(min(LIST_BYTES, beat)):
+            rank = ranks[rank_bits * k : rank_bits * (k + 1)]
+            with m.If(k < fp16_count):
+                m.d.comb += ranked[RANK_BITS * k : RANK_BITS * (k + 1)].eq(rank + nonzero_total)
+        with m.Switch(fp16_total):
+            for before in range(LIST_BYTES):
+                with m.Case(before):
+                    m.d.comb += listed_next.eq(listed | (ranked << RANK_BITS * before))
+
         mask = Signal(BLOCK, reset_less=True)
         precision_mask = Signal(BLOCK)
-        nonzero_total = Signal(range(BLOCK + 1))
-        fp16_total = Signal(range(BLOCK + 1))
         mask_next, precision_next = Signal(BLOCK), Signal(BLOCK)
         nonzero_next, fp16_next = Signal(range(BLOCK + 1)), Signal(range(BLOCK + 1))
         m.d.comb += [
@@ -349,6 +370,7 @@ class Encoder(Block):
         gathered_mask, gathered_precisions = Signal(BLOCK, reset_less=True), Signal(BLOCK, reset_less=True)
         gathered_nonzeros = Signal(range(BLOCK + 1), reset_less=True)
         gathered_fp16 = Signal(range(BLOCK + 1), reset_less=True)
+        gathered_list = Signal.like(listed, reset_less=True)
         with m.If(gathered_ready):
             m.d.sync += gathered_valid.eq(step & last)
         with m.If(step):
@@ -357,6 +379,7 @@ class Encoder(Block):
                 precision_mask.eq(Mux(last, 0, precision_next)),
                 nonzero_total.eq(Mux(last, 0, nonzero_next)),
                 fp16_total.eq(Mux(last, 0, fp16_next)),
+                listed.eq(Mux(last, 0, listed_next)),
             ]
             with m.If(last):
                 m.d.sync += [
@@ -364,13 +387,14 @@ class Encoder(Block):
                     gathered_precisions.eq(precision_next),
                     gathered_nonzeros.eq(nonzero_next),
                     gathered_fp16.eq(fp16_next),
+                    gathered_list.eq(listed_next),
                 ]
 
         # 4: the block's modes and sizes.
         nonzero_mode, precision_mode = Signal(2), Signal(2)
         size, payload, payload_words = Signal(block_size()), Signal(8), Signal(5)
         word_bits = ceil_log2(word_bytes)
-        room = Signal()
+        room, mask_bytes = Signal(), Signal(4)
         with m.If(gathered_nonzeros == 0):
             m.d.comb += nonzero_mode.eq(NonzeroMode.EMPTY)
         with m.Elif(gathered_nonzeros == BLOCK):
@@ -381,13 +405,21 @@ class Encoder(Block):
             m.d.comb += precision_mode.eq(PrecisionMode.FP8)
         with m.Elif(gathered_fp16 == gathered_nonzeros):
             m.d.comb += precision_mode.eq(PrecisionMode.FP16)
+        with m.Elif(gathered_fp16 < mask_bytes):
+            m.d.comb += precision_mode.eq(PrecisionMode.FEW)
         with m.Else():
             m.d.comb += precision_mode.eq(PrecisionMode.MIXED)
+        list_bytes = Cat(
+            Cat(gathered_list[RANK_BITS * k : RANK_BITS * (k + 1)], Const(0, 1), gathered_fp16 == k + 1)
+            for k in range(LIST_BYTES)
+        )
         m.d.comb += [
+            mask_bytes.eq((gathered_nonzeros + 7)[3:]),
             size.head.eq(
                 1
                 + Mux(nonzero_mode == NonzeroMode.MASKED, BLOCK // 8, 0)
-                + Mux(precision_mode == PrecisionMode.MIXED, (gathered_nonzeros + 7)[3:], 0)
+                + Mux(precision_mode == PrecisionMode.MIXED, mask_bytes, 0)
+                + Mux(precision_mode == PrecisionMode.FEW, gathered_fp16[:3], 0)
             ),
             payload.eq(gathered_nonzeros + gathered_fp16),
             payload_words.eq((payload + (word_bytes - 1)) >> word_bits),
@@ -397,7 +429,7 @@ class Encoder(Block):
             "nonzero": nonzero_mode,
             "precision": precision_mode,
             "nonzeros": gathered_mask,
-            "precisions": gathered_precisions,
+            "precisions": Mux(precision_mode == PrecisionMode.FEW, list_bytes, gathered_precisions),
             "payload_words": payload_words,
         }
         assert list(meta) == list(meta_layout.members)
@@ -457,7 +489,8 @@ class Encoder(Block):
         before = Signal(8 * word_bytes)
         header = Signal(8 * HEADER_BYTES)
         first_byte = Cat(head.nonzero, head.precision, Const(MAGIC, 4))
-        precisions_field = Mux(head.precision == PrecisionMode.MIXED, head.precisions, 0)
+        listed_or_masked = (head.precision == PrecisionMode.MIXED) | (head.precision == PrecisionMode.FEW)
+        precisions_field = Mux(listed_or_masked, head.precisions, 0)
         with m.If(head.nonzero == NonzeroMode.MASKED):
             m.d.comb += header.eq(Cat(first_byte, head.nonzeros, precisions_field))
         with m.Else():

@@ -52,6 +52,14 @@ def test_bytes_of_known_blocks():
     dense_mixed = encode_block(np.full(64, ONE), codes)
     assert dense_mixed[:9] == bytes([0xA8, 0xDF]) + bytes([0xFF]) * 7
     assert len(dense_mixed) == 136
+    codes = np.full(64, CODE_FP8)
+    codes[[0, 17, 63]] = CODE_FP16
+    few = encode_block(np.full(64, ONE), codes)
+    assert few[:4] == bytes([0xAC, 0, 17, 63 | 0x80]) and few[4:7] == bytes([0x00, 0x3C, 0x38])
+    codes[:9] = CODE_FP16  # 11 in all: a mask of 8 bytes is shorter
+    assert encode_block(np.full(64, ONE), codes)[0] == 0xA8
+    codes[:4] = CODE_FP8  # 7: a list is
+    assert encode_block(np.full(64, ONE), codes)[:8] == bytes([0xAC, 4, 5, 6, 7, 8, 17, 63 | 0x80])
 
 
 def test_longest_block():
@@ -118,6 +126,11 @@ def _malformed():
     masked8 = encode_block(*block_of(e0=ONE, e1=ONE, e2=ONE))
     masked16 = encode_block(*block_of(h0=ONE))
     mixed = encode_block(*block_of(e0=ONE, h1=ONE))
+    wide = {f"e{k}": ONE for k in range(20)}
+    few = encode_block(*block_of(**wide, h30=ONE, h31=ONE))  # 22 non-zeros: a mask has 3 bytes
+    assert few[0] == 0xAD and few[9:11] == bytes([20, 21 | 0x80])
+    masked = encode_block(*block_of(**wide, h30=ONE, h31=ONE, h32=ONE))
+    assert masked[0] == 0xA9
     dense = encode_block(np.full(64, ONE), np.full(64, CODE_FP8))
 
     def changed(raw, **at):
@@ -130,7 +143,13 @@ def _malformed():
         "magic": ("magic must be 0b1010, not 0b1011", changed(masked8, b0=0xB1)),
         "zeros": ("magic", bytes(8)),
         "nonzero mode": ("non-zero mode 3", changed(masked8, b0=0xA3)),
-        "precision mode": ("precision mode 3", changed(masked8, b0=0xAD)),
+        "list not ascending": ("must ascend", changed(few, b9=21)),
+        "list beyond": ("must ascend to less than 22", changed(few, b10=22 | 0x80)),
+        "list bit 6": ("must ascend", changed(few, b9=20 | 0x40)),
+        "list too long": ("must end", changed(few, b10=21)),
+        "list cut short": ("must be 33 bytes by its contents, not 35", changed(few, b9=20 | 0x80)),
+        "list of uniform": ("must end", changed(masked8, b0=0xAD)),
+        "mask longer than a list": ("must not be longer than a list", changed(masked, b9=3, b10=0, b11=0)[:-1]),
         "empty with precision": ("empty block must be 0, not 1", bytes([0xA6])),
         "no mask": ("at least 9 bytes", bytes([0xA1]) + bytes(7)),
         "mask empty": ("neither empty nor full", bytes([0xA1]) + bytes(15)),
