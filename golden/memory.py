@@ -172,7 +172,7 @@ def decode_block(raw: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
         precisions = int.from_bytes(raw[position : position + size], "little")
         position += size
     if precision_mode == _FEW:
-        ranks = []
+        ranks: list[int] = []
         while not ranks or not ranks[-1] & _LAST:
             if len(ranks) == -(-count // 8) - 1 or position == len(raw):
                 raise DecodeError("list of FP16 elements must end, and be shorter than the mask")
