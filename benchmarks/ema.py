@@ -106,7 +106,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     result = network.train_step(state, pixels[at:], labels[at:])
     print(f"step of {arguments.batch} images: loss {result.loss:.3f}", flush=True)
     return {
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
+        "settings": {key: value for key, value in vars(arguments).items() if key not in ("data", "json")},
         "sram_kbytes": config.sram_bytes / 1024,
         **account(step, before, result.tensors),
     }
