@@ -345,17 +345,17 @@ class Encoder(Block):
             [Mux(packed_precisions[rank], Const(rank, rank_bits), 0) for rank in range(beat)],
             [packed_precisions[rank] for rank in range(beat)],
         )
-        ranked, listed, listed_next = (Signal(LIST_BYTES * RANK_BITS, name=f"list{n}") for n in range(3))
+        entries = [Signal(RANK_BITS, name=f"entry{k}") for k in range(min(LIST_BYTES, beat))]
+        listed, listed_next = Signal(LIST_BYTES * RANK_BITS), Signal(LIST_BYTES * RANK_BITS)
         fp16_total = Signal(range(BLOCK + 1))
         m.d.comb += listed_next.eq(listed)
-        for k in range(min(LIST_BYTES, beat)):
+        for k, entry in enumerate(entries):
             rank = ranks[rank_bits * k : rank_bits * (k + 1)]
-            with m.If(k < fp16_count):
-                m.d.comb += ranked[RANK_BITS * k : RANK_BITS * (k + 1)].eq(rank + nonzero_total)
+            m.d.comb += entry.eq(Mux(k < fp16_count, rank + nonzero_total, 0))
         with m.Switch(fp16_total):
             for before in range(LIST_BYTES):
                 with m.Case(before):
-                    m.d.comb += listed_next.eq(listed | (ranked << RANK_BITS * before))
+                    m.d.comb += listed_next.eq(listed | (Cat(entries) << RANK_BITS * before))
 
         mask = Signal(BLOCK, reset_less=True)
         precision_mask = Signal(BLOCK)

@@ -247,7 +247,12 @@ class StoreUnit(Block):
                 m.d.comb += [
                     port.valid.eq(encoder.o.valid),
                     port.payload.data.eq(encoder.o.payload),
-                    port.payload.strobe.eq(Cat(~last | (job.used == 0) | (job.used > b) for b in range(word_bytes))),
+                    port.payload.strobe.eq(
+                        Cat(
+                            ~last | (job.used == 0) | ((job.used > b) if b < word_bytes - 1 else 0)
+                            for b in range(word_bytes)
+                        )
+                    ),
                     encoder.o.ready.eq(port.ready),
                 ]
             with m.Case(Job.TABLE):
