@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import golden.network
-from golden.fgmp import CODE_ZERO, Quantised
+from golden.fgmp import CODE_FP8, CODE_FP16, CODE_ZERO, Quantised
 from golden.memory import block_parts
 from lnpu.compiler.graph import ConvStage, GroupStage, LinearStage, PoolStage, resnet18
 from lnpu.compiler.layers import Optimiser
@@ -151,8 +151,9 @@ def account(step: TrainingStep, before: dict[str, Any], tensors: dict[str, Any])
             # Weights are those of before, but for the update, which writes the new ones.
             values = before if name in before and program is not step.update else tensors
             times = traffic.blocks[tensor.table]
-            mask, precisions, payload = block_parts(to_blocks(tensor, values[name].codes, step.config.beat))
-            nonzeros = np.count_nonzero(to_blocks(tensor, values[name].codes, step.config.beat), axis=1)
+            codes = to_blocks(tensor, values[name].codes, step.config.beat)
+            mask, precisions, payload = block_parts(codes)
+            nonzeros = np.count_nonzero(codes, axis=1)
             plain_bits["preactivation" if name in preactivations else tensor.kind.name.lower()] += (
                 16 * BLOCK * int(times.sum())
             )
@@ -164,8 +165,8 @@ def account(step: TrainingStep, before: dict[str, Any], tensors: dict[str, Any])
             entry = counts[step.encoded(name).kind.name.lower()]
             entry["underflow"] += int(value.underflow.sum())
             entry["zero"] += int((value.codes == CODE_ZERO).sum()) - int(value.underflow.sum())
-            entry["fp8"] += int((value.codes == 2).sum())
-            entry["fp16"] += int((value.codes == 3).sum())
+            entry["fp8"] += int((value.codes == CODE_FP8).sum())
+            entry["fp16"] += int((value.codes == CODE_FP16).sum())
     for entry in kinds.values():
         entry["bus"] = entry["read"] + entry["write"]
         entry["overhead"] = entry["bus"] - entry["plain"] + entry["precision"] + entry["zeros"]

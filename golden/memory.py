@@ -22,6 +22,7 @@ __all__ = [
     "SLOT_BYTES",
     "DecodeError",
     "TensorLayout",
+    "block_addresses",
     "block_lengths",
     "block_parts",
     "decode_block",
@@ -436,6 +437,16 @@ def decode_blocks(blocks: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[
     return bits, codes
 
 
+def block_addresses(lengths: ArrayLike, log2_run: int) -> NDArray[np.int64]:
+    """Where each block begins, in bytes from the first slot on, by the lengths [blocks] in the table."""
+    lengths = np.asarray(lengths, np.int64)
+    blocks, run = len(lengths), 1 << log2_run
+    padded = np.zeros(-(-blocks // run) * run, np.int64)
+    padded[:blocks] = lengths
+    before = np.cumsum(padded.reshape(-1, run), axis=1) - padded.reshape(-1, run)
+    return (before + SLOT_BYTES * run * np.arange(len(before))[:, None]).ravel()[:blocks]
+
+
 @dataclass(frozen=True)
 class TensorLayout:
     """How a tensor of lines of pixels of channels lies in memory.
@@ -590,15 +601,6 @@ class TensorLayout:
         padded = split.transpose(0, 2, 3, 1, 4).reshape(self.lines, pixels, self.padded_channels)
         return padded[:, : self.pixels, : self.channels].copy()
 
-    def block_addresses(self, lengths: ArrayLike) -> NDArray[np.int64]:
-        """Where each block begins, in bytes from the first slot on, by the lengths [blocks] in the table."""
-        lengths = np.asarray(lengths, np.int64)
-        run = 1 << self.log2_run
-        padded = np.zeros(-(-self.blocks // run) * run, np.int64)
-        padded[: self.blocks] = lengths
-        before = np.cumsum(padded.reshape(-1, run), axis=1) - padded.reshape(-1, run)
-        return (before + SLOT_BYTES * run * np.arange(len(before))[:, None]).ravel()[: self.blocks]
-
     def lengths(self, codes: ArrayLike) -> NDArray[np.uint8]:
         """The length table [blocks] of a tensor with these codes [lines, pixels, channels]."""
         lengths = block_lengths(self.to_blocks(codes))
@@ -629,7 +631,7 @@ class TensorLayout:
         lengths[~self.used()] = 0
         image = np.zeros(self.slot_bytes, np.uint8)
         row, column = np.nonzero(np.arange(SLOT_BYTES) < lengths[:, None])
-        image[self.block_addresses(lengths)[row] + column] = slots[row, column]
+        image[block_addresses(lengths, self.log2_run)[row] + column] = slots[row, column]
         return image.tobytes(), lengths.tobytes() + bytes(self.table_bytes - self.blocks)
 
     def unpack(
@@ -652,7 +654,7 @@ class TensorLayout:
         lengths = np.where(used, np.frombuffer(table, np.uint8, self.blocks), np.uint8(0))
         image = np.zeros(self.slot_bytes + 255 * (1 + (1 << self.log2_run)), np.uint8)
         image[: self.slot_bytes] = np.frombuffer(slots, np.uint8, self.slot_bytes)
-        block = image[self.block_addresses(lengths)[used][:, None] + np.arange(SLOT_BYTES)]
+        block = image[block_addresses(lengths, self.log2_run)[used][:, None] + np.arange(SLOT_BYTES)]
         bits, codes = np.zeros((self.blocks, BLOCK), np.uint16), np.zeros((self.blocks, BLOCK), np.uint8)
         bits[used], codes[used], _ = decode_slots(block, lengths[used], on_error)
         return self.from_blocks(bits), self.from_blocks(codes)

@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-import golden.memory
 from golden.fgmp import Quantised, fgmp
 from golden.memory import SLOT_BYTES, TensorLayout
 from golden.vector import loss_and_gradient
@@ -24,7 +23,6 @@ from lnpu.compiler.training import TrainingStep
 from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, Command
 from lnpu.ctrl.counters import COUNTERS
-from lnpu.formats import TensorKind
 from lnpu.loss_scaling import LossScaler
 
 __all__ = [
@@ -71,18 +69,21 @@ def _to_lines(tensor: Tensor, part: NDArray) -> NDArray:
     return np.ascontiguousarray(part.transpose(0, 2, 3, 1)).reshape(tensor.lines, tensor.width, tensor.channels)
 
 
+def _host_lines(tensor: Tensor, part: NDArray) -> NDArray:
+    """[lines, pixels, channels] of OIHW weights, their gradients and momenta, else of NCHW."""
+    if tensor.is_weight:
+        part = _to_pixels(part, tensor.width).transpose(2, 0, 1)[None]
+    return _to_lines(tensor, part)
+
+
 def to_blocks(tensor: Tensor, part: NDArray, beat: int) -> NDArray:
     """Patterns or codes of a tensor, OIHW of weights and their gradients, else NCHW, as blocks [blocks, 64]."""
-    if tensor.kind in (TensorKind.WEIGHT, TensorKind.GRADIENT, TensorKind.OPTIMIZER):
-        part = _to_pixels(part, tensor.width).transpose(2, 0, 1)[None]
-    return _layout(tensor, beat).to_blocks(_to_lines(tensor, part))
+    return _layout(tensor, beat).to_blocks(_host_lines(tensor, part))
 
 
 def block_lengths(tensor: Tensor, value: Quantised, beat: int) -> NDArray[np.uint8]:
     """The length table of a tensor with this value, shaped as in `to_blocks`."""
-    lengths = golden.memory.block_lengths(to_blocks(tensor, value.codes, beat))
-    lengths[~_layout(tensor, beat).used()] = 0
-    return lengths
+    return _layout(tensor, beat).lengths(_host_lines(tensor, value.codes))
 
 
 def write_tensor(memory: NDArray[np.uint8], tensor: Tensor, value: Quantised, beat: int) -> None:

@@ -112,7 +112,7 @@ def read_back(trainer: Trainer, name: str, like: "Quantised | NDArray[np.float32
     tensor = trainer.step.tensors[name]
     shape: Any = like.shape
     if isinstance(tensor, Tensor):
-        if tensor.kind in (TensorKind.WEIGHT, TensorKind.GRADIENT, TensorKind.OPTIMIZER):
+        if tensor.is_weight:
             return trainer.host.read_weight(tensor, shape)
         return trainer.host.read(tensor)
     if len(shape) == 4:

@@ -8,6 +8,8 @@ from lnpu.formats import MAX_LOG2_RUN, SLOT_BYTES, TensorKind
 
 __all__ = ["MemoryMap", "RawTensor", "Tensor", "packing", "padded_channels"]
 
+_WEIGHTS = (TensorKind.WEIGHT, TensorKind.GRADIENT, TensorKind.OPTIMIZER)
+
 
 def padded_channels(channels: int, beat: int) -> int:
     """Channels that memory holds for `channels`: a power of two from `beat` up to 64, then multiples of 64."""
@@ -60,6 +62,11 @@ class Tensor:
     def scale(self) -> int:
         """The scale that commands name: the policy's, or 0 where the chip adds that of the state."""
         return 0 if self.state else self.policy.scale
+
+    @property
+    def is_weight(self) -> bool:
+        """Weights, their gradients or momenta: OIHW for the host."""
+        return self.kind in _WEIGHTS
 
     @property
     def lines(self) -> int:
@@ -187,7 +194,7 @@ class MemoryMap:
         padded = padded_channels(channels, self.config.beat)
         block_pixels = max(1, BLOCK // padded)
         # Weight gradients come tap by tap, so a run is never longer than a line.
-        together = 1 if kind in (TensorKind.WEIGHT, TensorKind.GRADIENT, TensorKind.OPTIMIZER) else height
+        together = 1 if kind in _WEIGHTS else height
         line_blocks, log2_run = packing(self.config, together, -(-width // block_pixels), block_pixels)
         blocks = images * height * max(1, padded // BLOCK) * line_blocks
         slots = self.allocate(name, blocks * SLOT_BYTES)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.memory import block_addresses
 from lnpu.compiler.program import Program
 from lnpu.config import BLOCK, ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, Opcode
 from lnpu.ctrl.counters import COUNTERS
-from lnpu.formats import MAX_LENGTH, SLOT_BYTES, TensorKind
+from lnpu.formats import MAX_LENGTH, TensorKind
 
 __all__ = ["Traffic", "predict_traffic"]
 
@@ -43,8 +44,30 @@ class Traffic:
 
     def count(self, table: int, blocks: NDArray[np.int64], size: int) -> None:
         """Note the transfer of these blocks of a tensor of `size` blocks."""
-        counts = self.blocks.setdefault(table, np.zeros(size, np.int64))
-        counts += np.bincount(blocks, minlength=size)
+        if table not in self.blocks:
+            self.blocks[table] = np.zeros(size, np.int64)
+        np.add.at(self.blocks[table], blocks, 1)
+
+
+class _Tables:
+    """Length tables by their addresses, and where their blocks lie, worked out once for each."""
+
+    def __init__(self, config: ChipConfig, lengths: Mapping[int, Lengths]) -> None:
+        self._word_bytes, self._lengths = config.axi_bits // 8, lengths
+        self._words: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+
+    def lengths(self, f: Mapping[str, int]) -> Lengths:
+        """The table that a command names."""
+        return self._lengths[f["table"]]
+
+    def words(self, f: Mapping[str, int], block: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First and last AXI word of the bytes of each block, from the first word of the slots on."""
+        if f["table"] not in self._words:
+            lengths = self.lengths(f)
+            start = block_addresses(lengths, f["log2_run"])
+            self._words[f["table"]] = start // self._word_bytes, (start + lengths - 1) // self._word_bytes
+        first, last = self._words[f["table"]]
+        return first[block], last[block]
 
 
 def predict_traffic(
@@ -60,16 +83,16 @@ def predict_traffic(
     writes : mapping or None
         Those of the tensors that it writes, where they are not in `reads` or become others.
     """
-    writes = {**reads, **(writes or {})}
     config = program.config
+    read_tables, write_tables = _Tables(config, reads), _Tables(config, {**reads, **(writes or {})})
     total = Traffic()
     for command in program.commands:
         f = _Fields(command.fields)
         match command.opcode:
             case Opcode.LOAD:
-                _load(total, config, f, reads[f["table"]])
+                _load(total, config, f, read_tables)
             case Opcode.STORE:
-                _store(total, config, f, writes[f["table"]])
+                _store(total, config, f, write_tables)
             case Opcode.LOAD_RAW | Opcode.STORE_RAW:
                 bits = 32 * f["line_count"] * f["line_rows"] * config.beat
                 names = ("read", "plain_read") if command.opcode is Opcode.LOAD_RAW else ("write", "plain_write")
@@ -102,25 +125,12 @@ def _block(f: Mapping[str, int], line: NDArray[np.int64], pixel: NDArray[np.int6
     return line * f["line_blocks"] + (pixel >> f["log2_block_pixels"])
 
 
-def _words(
-    config: ChipConfig, f: Mapping[str, int], block: NDArray[np.int64], lengths: Lengths
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last AXI word of the bytes of each block, from the first word of the slots on."""
-    run = 1 << f["log2_run"]
-    padded = np.zeros(-(-len(lengths) // run) * run, np.int64)
-    padded[: len(lengths)] = lengths
-    before = np.cumsum(padded.reshape(-1, run), axis=1).ravel() - padded
-    start = SLOT_BYTES * (block - block % run) + before[block]
-    word_bytes = config.axi_bits // 8
-    return start // word_bytes, (start + padded[block] - 1) // word_bytes
-
-
 def _changes(values: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Where a value differs from the one before (the first always does)."""
     return np.concatenate([np.ones(min(1, len(values)), bool), values[1:] != values[:-1]])
 
 
-def _load(total: Traffic, config: ChipConfig, f: Mapping[str, int], lengths: Lengths) -> None:
+def _load(total: Traffic, config: ChipConfig, f: Mapping[str, int], tables: _Tables) -> None:
     line, pixel, valid = _walk(f, f["pixel_j"])
     line, pixel = line[valid], pixel[valid]
     kind = TensorKind(f["kind"])
@@ -133,22 +143,23 @@ def _load(total: Traffic, config: ChipConfig, f: Mapping[str, int], lengths: Len
     again = np.concatenate([[False], (block[1:] == block[:-1]) & (within[1:] <= within[:-1])])
     fetched = block[_changes(block) | again]
     table_words = int(_changes((f["table"] + fetched) // (config.axi_bits // 8)).sum())
+    lengths = tables.lengths(f)
     fetched = fetched[(lengths[fetched] > 0) & (lengths[fetched] <= MAX_LENGTH)]
     total.count(f["table"], fetched, len(lengths))
-    first, last = _words(config, f, fetched, lengths)
+    first, last = tables.words(f, fetched)
     kept = int((first[1:] == last[:-1]).sum())
     total.read[kind] += (int((last - first + 1).sum()) - kept + table_words) * config.axi_bits
 
 
-def _store(total: Traffic, config: ChipConfig, f: Mapping[str, int], lengths: Lengths) -> None:
+def _store(total: Traffic, config: ChipConfig, f: Mapping[str, int], tables: _Tables) -> None:
     share = 1 << f["log2_block_pixels"]
     line, pixel, _ = _walk({**f, "i_end": f["i_count"], "j_end": f["j_count"], "i_first": 0, "j_first": 0}, 1)
     block = _block(f, line, pixel)
     block = block[_changes(block)] if share > 1 else block
     kind = TensorKind(f["kind"])
     table_words = int(_changes((f["table"] + block) // (config.axi_bits // 8)).sum())
-    total.count(f["table"], block, len(lengths))
-    first, last = _words(config, f, block, lengths)
+    total.count(f["table"], block, len(tables.lengths(f)))
+    first, last = tables.words(f, block)
     merged = int(((first[1:] == last[:-1]) & (block[1:] == block[:-1] + 1)).sum())
     total.write[kind] += (int((last - first + 1).sum()) - merged + table_words) * config.axi_bits
     total.plain_write[kind] += 16 * BLOCK * len(block)

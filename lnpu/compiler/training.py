@@ -142,7 +142,7 @@ class TrainingStep:
         self._operations: dict[int, list[Operation]] = {}
         self.targets = dict(targets or {})
         # Momenta are stored beside weights, and the chip takes statistics of one tensor at a time.
-        if unknown := set(self.targets) - {part.name for part in fields(Formats)} | {"momentum"} & set(self.targets):
+        if unknown := set(self.targets) - ({part.name for part in fields(Formats)} - {"momentum"}):
             raise ValueError(f"targets must be of kinds of Formats, not {', '.join(sorted(unknown))}")
         self.dynamic: list[tuple[Tensor, Targets]] = []
         self.records: dict[str, int] = {}

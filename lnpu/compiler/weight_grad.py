@@ -52,14 +52,9 @@ class WeightGradLowering:
         most = min(x.padded, BLOCK, config.rows, config.psum_rows)
         # Two sets of tiles, so that one is being stored while the next is computed; then the epilogue's areas. But one
         # if only then a tile can have all channels of a block of x, which is fetched whole.
-        for sets in (2, 1):
-            area = (vmem_end - vmem) // (sets * self.cores_m + reserve)
-            budget = area // per_pixel
-            if budget >= most:
-                break
-        else:
-            sets, area = 2, (vmem_end - vmem) // (2 * self.cores_m + reserve)
-            budget = area // per_pixel
+        size = {sets: (vmem_end - vmem) // (sets * self.cores_m + reserve) for sets in (2, 1)}
+        sets = 1 if size[2] // per_pixel < most <= size[1] // per_pixel else 2
+        area, budget = size[sets], size[sets] // per_pixel
         areas = [vmem + i * area for i in range(sets * self.cores_m + reserve)]
         self.sets = [areas[: self.cores_m], areas[(sets - 1) * self.cores_m : sets * self.cores_m]]
         self.scratch = areas[sets * self.cores_m :]
