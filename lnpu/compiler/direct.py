@@ -1,6 +1,7 @@
 """Feed-forward and back-propagation of convolutions: output pixels are the rows, weights are resident."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 
 from lnpu.compiler.buffers import (
@@ -13,6 +14,7 @@ from lnpu.compiler.buffers import (
     real_lanes,
 )
 from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cut
+from lnpu.compiler.pipeline import Pipeline, Product, Result
 from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.tensor import Tensor
@@ -22,6 +24,9 @@ from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
 __all__ = ["DirectLowering"]
 
+_COMMAND = 32
+"""Cycles, about, that LOAD or DRAIN needs for a command besides its elements."""
+
 
 def _plan(
     program: Program,
@@ -29,35 +34,64 @@ def _plan(
     axes_h: list[Axis],
     axes_w: list[Axis],
     depth: int,
+    source_depth: int,
     out: Tensor,
     step: int,
     budget: int,
-    spread: int,
+    teams: int,
+    lanes: int,
 ) -> Plan:
-    """Choose the tile and the tap groups: the fewest sparse rows loaded for each output.
+    """Choose the tile and the tap groups: the fewest cycles of the slower of cores and LOAD, then the fewest loads.
 
     Parameters
     ----------
     depth : int
         Elements k of a tile's rows, which with the taps of a group must fit the dense buffer.
+    source_depth : int
+        All elements k that are summed over (without the taps).
     step : int
         Output pixels a lattice position covers on each axis.
     budget : int
         Vector-memory rows that one output tile may take.
-    spread : int
-        Tiles that run side by side; a tile should leave work for the others.
+    teams : int
+        Tiles that are worked on side by side.
+    lanes : int
+        Output channels that a team works on at a time.
     """
     config = program.config
     lattice_h = max(axis.out_count for axis in axes_h)
     lattice_w = max(axis.out_count for axis in axes_w)
     max_r = max(1, max(len(axis.taps) for axis in axes_h))
     max_s = max(1, max(len(axis.taps) for axis in axes_w))
+    # Of one output phase, on average.
+    taps = sum(len(axis.taps) for axis in axes_h) * sum(len(axis.taps) for axis in axes_w) / step**2
+    phases = len(axes_h) * len(axes_w) / step**2
+    steps_k = -(-source_depth // depth)
+    chunks = -(-out.block_channels // lanes)
     per_pixel = out.block_channels // config.beat
     best: tuple[tuple[float, ...], Plan] | None = None
     widths = {lattice_w} | {w for w in range(1, lattice_w) if (w * step) % out.run_pixels == 0}
     if out.run_lines > 1:
         widths = {lattice_w}
     heights = [lines for lines in range(1, lattice_h + 1) if lines == lattice_h or lines * step % out.run_lines == 0]
+
+    def cost(count: int, lines: int, pixels: int, taps_r: int, taps_s: int, whole: bool) -> float:
+        """Cycles, about."""
+        outputs = count * lines * pixels
+        groups = -(-max_r // taps_r) * -(-max_s // taps_s)
+        reloads = 1 if whole else groups
+        halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
+        # A line costs more than its pixels: words that it has only a part of.
+        sparse = phases * reloads * (_COMMAND + count * (lines + halo_r - 1) * (pixels + halo_s) * depth / config.beat)
+        dense = groups * phases * _COMMAND + taps * depth * min(lanes, out.block_channels) / config.beat
+        tiles = -(-images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels) * out.planes
+        rounds = -(-tiles // teams) * chunks
+        loads = steps_k * (min(teams, tiles) * sparse + dense)
+        products = steps_k * outputs * taps * depth / 2
+        if 2 * outputs > config.psum_rows:
+            products += _COMMAND + outputs * min(config.lanes, out.block_channels) / config.beat
+        return rounds * (max(products, loads) + loads / 4)
+
     for taps_r, taps_s in sorted({(max_r, max_s), (1, max_s), (1, 1)}):
         if taps_r * taps_s * depth > config.dense_rows:
             continue
@@ -65,26 +99,18 @@ def _plan(
             for lines in heights:
                 if lines < lattice_h and pixels < lattice_w and lines > 8:
                     break
-                whole = lines == lattice_h and pixels == lattice_w
-                for count in range(1, images + 1 if whole else 2):
+                all_of_it = lines == lattice_h and pixels == lattice_w
+                for count in range(1, images + 1 if all_of_it else 2):
                     outputs = count * lines * pixels
-                    halo = count * (lines + taps_r - 1) * (pixels + taps_s - 1)
-                    if outputs > config.psum_rows or halo > config.rows:
+                    if outputs > config.psum_rows or outputs * step * step * per_pixel > budget:
                         break
-                    if outputs * step * step * per_pixel > budget:
-                        break
-                    # A line costs more than its pixels: words that it has only a part of.
-                    loads = count * (lines + taps_r - 1) * (pixels + taps_s)
-                    total = images * lattice_h * lattice_w
-                    tiles = -(-images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels)
-                    groups = -(-max_r // taps_r) * -(-max_s // taps_s)
-                    rounds = -(-tiles // spread)
-                    cost = (
-                        rounds * loads * groups * (1 + depth / 16) + rounds * outputs * max_r * max_s * depth / 4
-                    ) / total
-                    key = (cost, -outputs)
-                    if best is None or key < best[0]:
-                        best = key, Plan(count, lines, pixels, taps_r, taps_s)
+                    for whole in (True, False):
+                        halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
+                        if count * (lines + halo_r - 1) * (pixels + halo_s - 1) > config.rows:
+                            continue
+                        key = (cost(count, lines, pixels, taps_r, taps_s, whole), -outputs)
+                        if best is None or key < best[0]:
+                            best = key, Plan(count, lines, pixels, taps_r, taps_s, whole)
     if best is None:
         raise ValueError(
             f"no tile of {out.name} ({lattice_h}x{lattice_w} positions, {out.run_pixels} pixels a run) fits "
@@ -94,8 +120,23 @@ def _plan(
     return best[1]
 
 
+@dataclass(eq=False)
+class _Job:
+    """A tile to compute: its lattice box and channel block, and where it goes."""
+
+    box: Box
+    block: int
+    tile: Tile = field(init=False)
+    place: int = field(init=False)
+    finish: Callable[[], None] = field(init=False)
+
+
 class DirectLowering:
-    """FF and BP: output pixels are the rows, the sparse operand has a halo, weights are resident."""
+    """FF and BP: output pixels are the rows, the sparse operand has a halo, weights are resident.
+
+    A *team* of `cores_o` cores works on one tile, each on other output channels. There are `cores_m` teams; they share
+    weights where their tiles are of the same channel block.
+    """
 
     def __init__(
         self,
@@ -120,22 +161,35 @@ class DirectLowering:
         self.rounding, self.backward = rounding, backward
         self.step = axes_h[0].out_step
         self.depth = power_of_two(min(source.padded, BLOCK, self.config.depth))
-        groups = -(-out.padded // self.config.lanes)
+        groups = -(-out.block_channels // self.config.lanes)
         self.cores_o = min(self.config.cores, groups)
         self.cores_m = self.config.cores // self.cores_o
         self.cache = PageCache()
-        # Two sets of tiles, so that one is being finished while the next is computed; then the epilogue's areas.
-        budget = (vmem_end - vmem) // (2 * self.cores_m + reserve)
-        areas = [vmem + i * budget for i in range(2 * self.cores_m + reserve)]
-        self.sets = [areas[: self.cores_m], areas[self.cores_m : 2 * self.cores_m]]
-        self.scratch = areas[2 * self.cores_m :]
-        self.batches = 0
-        self.pending: list[Callable[[], None]] = []
-        self.plan = _plan(program, out.images, axes_h, axes_w, self.depth, out, self.step, budget, self.cores_m)
+        # Areas for tiles, taken in turn, then the epilogue's. With few teams one more, so that a tile can be stored
+        # while the next one is drained.
+        tiles = self.cores_m + (self.cores_m < 4)
+        budget = (vmem_end - vmem) // (tiles + reserve)
+        areas = [vmem + i * budget for i in range(tiles + reserve)]
+        self.areas, self.scratch = areas[:tiles], areas[tiles:]
+        self.tiles_placed = 0
+        self.plan = _plan(
+            program,
+            out.images,
+            axes_h,
+            axes_w,
+            self.depth,
+            source.padded,
+            out,
+            self.step,
+            budget,
+            self.cores_m,
+            self.cores_o * self.config.lanes,
+        )
         outputs = self.plan.images * self.plan.lines * self.plan.pixels
         # With room for two tiles' partial sums, one drains while the other adds up.
         self.psum_bases = [0, outputs] if 2 * outputs <= self.config.psum_rows else [0]
-        self.sums_taken = 0
+        self.pipeline = Pipeline(double=len(self.psum_bases) > 1)
+        self.rounds = 0
         self.lattice_h = max(axis.out_count for axis in axes_h)
         self.lattice_w = max(axis.out_count for axis in axes_w)
 
@@ -143,32 +197,43 @@ class DirectLowering:
         if self.rounding.fp16:
             self.program.commit(self.out)  # DRAIN rounds at its scale
         boxes = list(boxes_of(self.plan, self.out.images, self.lattice_h, self.lattice_w))
-        for block in range(self.out.planes):
-            for start in range(0, len(boxes), self.cores_m):
-                self._batch(boxes[start : start + self.cores_m], block, epilogue, first=start == 0)
-            self._finish()
-            if after_block is not None:
-                after_block(block)
+        jobs = [_Job(box, block) for block in range(self.out.planes) for box in boxes]
+        for job in jobs:
+            job.tile = self._tile(job.box, job.block)
+        for start in range(0, len(jobs), self.cores_m):
+            batch = jobs[start : start + self.cores_m]
+            for job in batch:
+                job.place = self.areas[self.tiles_placed % len(self.areas)]
+                job.finish = self._epilogue(job, epilogue, after_block, job.box is boxes[0], job.box is boxes[-1])
+                self.tiles_placed += 1
+            self._batch(batch)
+        self.pipeline.end_round([])
 
-    def _finish(self) -> None:
-        """The epilogues of the tiles that have been drained."""
-        for finish in self.pending:
-            finish()
-        self.pending.clear()
+    def _epilogue(
+        self,
+        job: "_Job",
+        epilogue: Epilogue,
+        after_block: Callable[[int], None] | None,
+        first: bool,
+        last: bool,
+    ) -> Callable[[], None]:
+        """What to do when a job's tile is complete."""
 
-    def _batch(self, boxes: list[Box], block: int, epilogue: Epilogue, *, first: bool) -> None:
-        """Boxes that the groups of cores work on side by side, for one channel block of the output."""
-        tiles = [self._tile(box, block) for box in boxes]
-        places = self.sets[self.batches % 2][: len(tiles)]
-        self.batches += 1
+        def finish() -> None:
+            epilogue(job.tile, job.place, first, self.scratch)
+            if last and after_block is not None:
+                after_block(job.block)
+
+        return finish
+
+    def _batch(self, jobs: list["_Job"]) -> None:
+        """Jobs that the teams work on side by side."""
         chunk = self.cores_o * self.config.lanes
-        low, high = block * BLOCK, min(self.out.padded, (block + 1) * BLOCK)
-        for channel in range(low, high, chunk):
-            for axis_h in by_phase(self.axes_h):
-                for axis_w in by_phase(self.axes_w):
-                    self._sums(boxes, tiles, places, channel, high, axis_h, axis_w)
-        for i, (tile, place) in enumerate(zip(tiles, places, strict=True)):
-            self.pending.append(partial(epilogue, tile, place, first and i == 0, self.scratch))
+        phases = [(axis_h, axis_w) for axis_h in by_phase(self.axes_h) for axis_w in by_phase(self.axes_w)]
+        channels = list(range(0, self.out.block_channels, chunk))
+        for channel in channels:
+            for axes in phases:
+                self._round(jobs, channel, *axes, last=channel == channels[-1] and axes is phases[-1])
 
     def _tile(self, box: Box, block: int) -> Tile:
         step, out = self.step, self.out
@@ -194,86 +259,109 @@ class DirectLowering:
             for taps_s in cut(axis_w.taps, self.plan.taps_s)
         ]
 
-    def _sums(
-        self,
-        boxes: list[Box],
-        tiles: list[Tile],
-        places: list[int],
-        channel: int,
-        high: int,
-        axes_h: list[Axis],
-        axes_w: list[Axis],
-    ) -> None:
-        """One output phase: accumulate over channels and taps, then drain."""
+    def _round(self, jobs: list["_Job"], channel: int, axes_h: list[Axis], axes_w: list[Axis], *, last: bool) -> None:
+        """One output phase, from output channel `channel` of each job's block on: add up, then drain."""
         config = self.config
         inside = [  # the last box may reach beyond a phase with fewer positions
-            (min(box.lines, axes_h[0].out_count - box.line), min(box.pixels, axes_w[0].out_count - box.pixel))
-            for box in boxes
+            (
+                min(job.box.lines, axes_h[0].out_count - job.box.line),
+                min(job.box.pixels, axes_w[0].out_count - job.box.pixel),
+            )
+            for job in jobs
         ]
+        working = [m for m, (lines, pixels) in enumerate(inside) if lines > 0 and pixels > 0]
         groups = self._groups(axes_h, axes_w)
-        lanes = [min(config.lanes, high - (channel + o * config.lanes)) for o in range(self.cores_o)]
-        psum = self.psum_bases[self.sums_taken % len(self.psum_bases)]
-        self.sums_taken += 1
+        counts = [self.out.block_channels - channel - o * config.lanes for o in range(self.cores_o)]
+        lanes = {o: min(config.lanes, count) for o, count in enumerate(counts) if count > 0}
+        psum = self.psum_bases[self.rounds % len(self.psum_bases)]
+        self.rounds += 1
         initialise = True
         for k in range(0, self.source.padded, self.depth):
-            for axis_h, axis_w, taps_r, taps_s in groups:
-                depth = min(self.depth, self.source.padded - k)
-                dense_pages = {}
-                for o, count in enumerate(lanes):
-                    if count > 0:
-                        mask = self._mask(range(len(boxes)), [o])
-                        dense_pages[o] = self._load_dense(
-                            mask, channel + o * config.lanes, count, k, depth, taps_r, taps_s
-                        )
-                for m, box in enumerate(boxes):
-                    lines, pixels = inside[m]
-                    if lines < 1 or pixels < 1:
-                        continue
-                    active = [o for o, count in enumerate(lanes) if count > 0]
-                    mask = self._mask([m], active)
-                    sparse_page, geometry = self._load_sparse(
-                        mask, box, lines, pixels, k, depth, axis_h, axis_w, taps_r, taps_s
-                    )
-                    real = {o: real_lanes(self.out.channels - channel - o * config.lanes, lanes[o]) for o in active}
-                    for count, page in sorted({(real[o], dense_pages[o]) for o in active}):
-                        cores = self._mask([m], [o for o in active if (real[o], dense_pages[o]) == (count, page)])
-                        self._multiply(
-                            cores,
-                            box.images,
-                            lines,
-                            pixels,
-                            geometry,
-                            len(taps_r),
-                            len(taps_s),
-                            depth,
-                            sparse_page,
-                            page,
-                            count,
-                            initialise,
-                            psum,
-                        )
+            for group in groups:
+                self._step(jobs, working, inside, channel, lanes, k, group, psum, initialise)
                 initialise = False
-        self._finish()  # of the batch before, while the cores work on this one
-        for m, (tile, place) in enumerate(zip(tiles, places, strict=True)):
-            lines, pixels = inside[m]
-            if lines < 1 or pixels < 1:
-                continue
-            for o, count in enumerate(lanes):
-                if count > 0:
+
+        results = []
+        for m, job in enumerate(jobs):
+
+            def drain(m: int = m, job: _Job = job) -> None:
+                for o, count in lanes.items():
                     self._drain(
                         m * self.cores_o + o,
-                        tile,
-                        place,
+                        job,
                         channel + o * config.lanes,
                         count,
-                        boxes[m],
-                        lines,
-                        pixels,
+                        *inside[m],
                         axes_h[0].out_phase,
                         axes_w[0].out_phase,
                         psum,
                         empty=not groups,
                     )
+
+            results.append(Result(m, drain if m in working else lambda: None, job.finish if last else None))
+        self.pipeline.end_round(results)
+
+    def _step(
+        self,
+        jobs: list["_Job"],
+        working: list[int],
+        inside: list[tuple[int, int]],
+        channel: int,
+        lanes: dict[int, int],
+        k: int,
+        group: tuple,
+        psum: int,
+        initialise: bool,
+    ) -> None:
+        """Products of elements `k` and on with the weights of a group of taps."""
+        config, plan = self.config, self.plan
+        axis_h, axis_w, taps_r, taps_s = group
+        depth = min(self.depth, self.source.padded - k)
+        dense_pages: dict[tuple[int, int], int] = {}  # of a block and a core of a team
+        sparse: dict[int, tuple] = {}  # page and geometry of a team
+
+        def load_dense(block: int, o: int) -> None:
+            first = block * BLOCK + channel + o * config.lanes
+            members = [m for m in working if jobs[m].block == block]
+            mask = self._mask(members, [o])
+            dense_pages[block, o] = self._load_dense(mask, first, lanes[o], k, depth, taps_r, taps_s)
+
+        def load_sparse(m: int) -> None:
+            halo_r, halo_s = (axis_h.taps, axis_w.taps) if plan.whole else (taps_r, taps_s)
+            mask = self._mask([m], lanes)
+            sparse[m] = self._load_sparse(
+                mask, jobs[m].box, *inside[m], k, depth, axis_h, axis_w, halo_r, halo_s, taps_r, taps_s
+            )
+
+        def multiply(m: int) -> None:
+            block = jobs[m].block
+            page, geometry = sparse[m]
+            first = block * BLOCK + channel
+            kinds = {  # lanes that are channels of the tensor, and page
+                o: (real_lanes(self.out.channels - first - o * config.lanes, count), dense_pages[block, o])
+                for o, count in lanes.items()
+            }
+            for count, dense_page in sorted(set(kinds.values())):
+                self._multiply(
+                    self._mask([m], [o for o in lanes if kinds[o] == (count, dense_page)]),
+                    jobs[m].box.images,
+                    *inside[m],
+                    geometry,
+                    len(taps_r),
+                    len(taps_s),
+                    depth,
+                    page,
+                    dense_page,
+                    count,
+                    initialise,
+                    psum,
+                )
+
+        blocks = sorted({jobs[m].block for m in working})
+        self.pipeline.step(
+            [partial(load_dense, block, o) for block in blocks for o in lanes],
+            [Product(m, partial(load_sparse, m), partial(multiply, m)) for m in working],
+        )
 
     def _mask(self, groups_m: Iterable[int], groups_o: Iterable[int]) -> int:
         return sum(1 << (m * self.cores_o + o) for m in groups_m for o in groups_o)
@@ -288,12 +376,15 @@ class DirectLowering:
         depth: int,
         axis_h: Axis,
         axis_w: Axis,
+        halo_r: Taps,
+        halo_s: Taps,
         taps_r: Taps,
         taps_s: Taps,
     ) -> tuple[int, tuple[int, int, int, int, int]]:
-        """Load the box with the halo of these taps; returns the page and (rows an image, pitch, first row, steps)."""
-        low_r, low_s = min(f for _, f in taps_r), min(f for _, f in taps_s)
-        tall, wide = lines + len(taps_r) - 1, pixels + len(taps_s) - 1
+        """Load the box with the halo of the taps `halo`; returns the page and, for the taps `taps`, (rows an image,
+        pitch, first row, steps)."""
+        low_r, low_s = min(f for _, f in halo_r), min(f for _, f in halo_s)
+        tall, wide = lines + len(halo_r) - 1, pixels + len(halo_s) - 1
         first_line = (box.line + low_r) * axis_h.source_step + axis_h.source_phase
         first_pixel = (box.pixel + low_s) * axis_w.source_step + axis_w.source_phase
         first_row = (taps_r[0][1] - low_r) * wide + (taps_s[0][1] - low_s)
@@ -425,11 +516,9 @@ class DirectLowering:
     def _drain(
         self,
         core: int,
-        tile: Tile,
-        place: int,
+        job: "_Job",
         channel: int,
         lanes: int,
-        box: Box,
         lines: int,
         pixels: int,
         phase_h: int,
@@ -438,10 +527,11 @@ class DirectLowering:
         *,
         empty: bool,
     ) -> None:
-        """Round the partial sums of one output phase into the tile."""
+        """Round the partial sums of one output phase into the tile, from channel `channel` of its block on."""
         beat, step = self.config.beat, self.step
+        tile, place, box = job.tile, job.place, job.box
         stride_n, stride_h, stride_w = tile.strides()
-        vmem = place + phase_h * stride_h + phase_w * stride_w + (channel % BLOCK) // beat
+        vmem = place + phase_h * stride_h + phase_w * stride_w + channel // beat
         count_rows = lanes // beat
         if empty:  # no tap reaches this phase: its outputs are zero
             for n in range(box.images):
@@ -470,7 +560,7 @@ class DirectLowering:
             count_h=lines,
             count_w=pixels,
             lane_beats=count_rows,
-            lanes=real_lanes(self.out.channels - channel, lanes),
+            lanes=real_lanes(self.out.channels - job.block * BLOCK - channel, lanes),
             shift=self.source.scale + self.weight.scale - scale,
             scale=scale if self.rounding.fp16 else 0,
             tensor_a=self.source.state,

@@ -145,13 +145,24 @@ class Box:
 
 @dataclass(frozen=True)
 class Plan:
-    """Tile and tap-group sizes."""
+    """Tile and tap-group sizes.
+
+    Attributes
+    ----------
+    images, lines, pixels : int
+        Lattice positions of a tile.
+    taps_r, taps_s : int
+        Taps of a group: those whose weights are in the dense buffer together.
+    whole : bool
+        A tile of the source has the halo of all taps of its phase, so that it serves every group of them.
+    """
 
     images: int
     lines: int
     pixels: int
     taps_r: int
     taps_s: int
+    whole: bool
 
 
 def boxes_of(plan: Plan, images: int, lattice_h: int, lattice_w: int) -> Iterator[Box]:

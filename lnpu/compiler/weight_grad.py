@@ -1,7 +1,9 @@
 """Weight gradients of convolutions: input channels and taps are the rows, pixels are summed over, dy is resident."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 
 from lnpu.compiler.buffers import (
     PageCache,
@@ -13,6 +15,7 @@ from lnpu.compiler.buffers import (
     real_lanes,
 )
 from lnpu.compiler.geometry import Axis, Box, Convolution, Plan, Taps, boxes_of, cut, forward_axes
+from lnpu.compiler.pipeline import Pipeline, Product, Result
 from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.tensor import Tensor
@@ -22,9 +25,78 @@ from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
 __all__ = ["WeightGradLowering"]
 
+_COMMAND = 32
+"""Cycles, about, that LOAD or DRAIN needs for a command besides its elements."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the work is divided.
+
+    Attributes
+    ----------
+    halo : (int, int)
+        Taps whose pixels of x are loaded together.
+    taps : (int, int)
+        Taps of a job, among those.
+    channels : int
+        Channels of x of a job.
+    box : (int, int, int)
+        Images, lines and pixels of dy that are in the buffers at a time.
+    """
+
+    halo: tuple[int, int]
+    taps: tuple[int, int]
+    channels: int
+    box: tuple[int, int, int]
+
+    @property
+    def sums(self) -> int:
+        """Partial-sum rows of a job."""
+        return self.taps[0] * self.taps[1] * self.channels
+
+
+@dataclass(eq=False)
+class _Job:
+    """What a team sums up: some taps of some channels of x, for a block of output channels.
+
+    `base` is the first channel of x that is loaded, `channel` the first that is used; the job's taps begin at
+    (`at_r`, `at_s`) of the halo's.
+    """
+
+    block: int
+    base: int
+    channel: int
+    channels: int
+    axis_h: Axis
+    axis_w: Axis
+    halo_r: Taps
+    halo_s: Taps
+    taps_r: Taps
+    taps_s: Taps
+    at_r: int
+    at_s: int
+    place: int = field(init=False)
+
+    @property
+    def sums(self) -> int:
+        """Partial-sum rows."""
+        return len(self.taps_r) * len(self.taps_s) * self.channels
+
+    def pitch(self, box: Box) -> tuple[int, int]:
+        """Lines and pixels of a box with the halo."""
+        return box.lines + len(self.halo_r) - 1, box.pixels + len(self.halo_s) - 1
+
+    def source(self) -> tuple:
+        """Jobs with the same one use the same pixels of x."""
+        return self.base, self.axis_h, self.axis_w, self.halo_r, self.halo_s
+
 
 class WeightGradLowering:
-    """WG: input channels (and taps) are the rows, pixels are summed over, dy is resident."""
+    """WG: input channels (and taps) are the rows, pixels are summed over, dy is resident.
+
+    A team of `cores_o` cores works on one job, each on other output channels; `cores_m` teams share what they load.
+    """
 
     def __init__(
         self,
@@ -42,90 +114,126 @@ class WeightGradLowering:
         self.program, self.config, self.shape = program, program.config, shape
         self.x, self.dy, self.out, self.rounding = x, dy, out, rounding
         config = self.config
-        groups = -(-dy.padded // config.lanes)
+        groups = -(-out.block_channels // config.lanes)
         self.cores_o = min(config.cores, groups)
         self.cores_m = config.cores // self.cores_o
         k, s, p = (shape.kernel_height, shape.kernel_width), shape.stride, shape.padding
         self.axes_h = forward_axes(shape.height, shape.out_height, k[0], s, p)
         self.axes_w = forward_axes(shape.width, shape.out_width, k[1], s, p)
-        per_pixel = out.block_channels // config.beat
-        most = min(x.padded, BLOCK, config.rows, config.psum_rows)
-        # Two sets of tiles, so that one is being stored while the next is computed; then the epilogue's areas. But one
-        # if only then a tile can have all channels of a block of x, which is fetched whole.
-        size = {sets: (vmem_end - vmem) // (sets * self.cores_m + reserve) for sets in (2, 1)}
-        sets = 1 if size[2] // per_pixel < most <= size[1] // per_pixel else 2
-        area, budget = size[sets], size[sets] // per_pixel
-        areas = [vmem + i * area for i in range(sets * self.cores_m + reserve)]
-        self.sets = [areas[: self.cores_m], areas[(sets - 1) * self.cores_m : sets * self.cores_m]]
-        self.scratch = areas[sets * self.cores_m :]
-        self.batches = 0
-        self.pending: list[Callable[[], None]] = []
-        # Channels of x a core holds at a time; a tile of `out` holds whole runs, so at least `run_pixels`.
-        self.channels = power_of_two(min(most, budget))
-        if self.channels < min(out.width, max(config.beat, out.run_pixels)):
-            raise ValueError(f"no tile of {out.name} fits {budget} pixels of the vector memory")
-        self.taps, self.tile = self._plan(budget)
-        sums = self.taps[0] * self.taps[1] * self.channels
-        # With room for two tiles' partial sums, one drains while the other adds up.
-        self.psum_bases = [0, sums] if 2 * sums <= config.psum_rows else [0]
-        self.sums_taken = 0
+        # Areas for tiles, taken in turn, then the epilogue's. With few teams one more, so that a tile can be stored
+        # while the next one is drained.
+        tiles = self.cores_m + (self.cores_m < 4)
+        area = (vmem_end - vmem) // (tiles + reserve)
+        areas = [vmem + i * area for i in range(tiles + reserve)]
+        self.areas, self.scratch = areas[:tiles], areas[tiles:]
+        self.loaded = power_of_two(min(x.padded, BLOCK, config.rows))  # channels of x in a core at a time
+        self.plan = self._plan(area // (out.block_channels // config.beat))
+        # With room for two jobs' partial sums, one drains while the other adds up.
+        self.psum_bases = [0, self.plan.sums] if 2 * self.plan.sums <= config.psum_rows else [0]
+        self.pipeline = Pipeline(double=len(self.psum_bases) > 1)
+        self.cache = PageCache()
+        self.rounds = 0
 
-    def _plan(self, budget: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
-        """Taps of a group and the box of dy's pixels: the fewest elements loaded."""
-        config, shape = self.config, self.shape
+    def _plan(self, budget: int) -> _Plan:
+        """The fewest cycles of the slower of cores and LOAD. `budget`: pixels of `out` that an area holds."""
+        config, shape, out = self.config, self.shape, self.out
         max_r = max(1, max(len(axis.taps) for axis in self.axes_h))
         max_s = max(1, max(len(axis.taps) for axis in self.axes_w))
-        best = None
-        for taps_r in range(1, max_r + 1):
-            for taps_s in {1, max_s}:
-                if taps_r * taps_s * self.channels > min(config.psum_rows, budget):
-                    continue
-                for pixels in range(1, shape.out_width + 1):
-                    for lines in range(1, shape.out_height + 1):
-                        whole = lines == shape.out_height and pixels == shape.out_width
-                        for images in range(1, shape.batch + 1 if whole else 2):
-                            tall, wide = lines + taps_r - 1, pixels + taps_s - 1
-                            halo = images * tall * wide
-                            loads = images * tall * (wide + 1)  # a line costs more: words that it has only a part of
-                            if halo > min(config.depth, config.dense_rows):
-                                break
-                            boxes = -(-shape.batch // images) * -(-shape.out_height // lines)
-                            boxes *= -(-shape.out_width // pixels)
-                            groups = -(-max_r // taps_r) * -(-max_s // taps_s)
-                            visits = taps_r * taps_s * self.channels
-                            outputs = images * lines * pixels
-                            cost = (
-                                groups
-                                * boxes
-                                * (loads * self.channels / 8 + outputs * config.lanes / 8 + visits * (2 + outputs / 3))
-                            )
-                            if best is None or cost < best[0]:
-                                best = cost, (taps_r, taps_s), (images, lines, pixels)
-        assert best is not None  # one tap and one pixel always fit
-        return best[1], best[2]
+        phases = len(self.axes_h) * len(self.axes_w)
+        least = min(out.width, max(config.beat, out.run_pixels))  # a tile holds whole runs
+        chunk = min(out.block_channels, self.cores_o * config.lanes)
+        chunks = -(-out.block_channels // chunk)
+        parts = -(-self.x.padded // self.loaded)
+        best: tuple[float, _Plan] | None = None
+
+        def cost(plan: _Plan) -> float:
+            """Cycles, about."""
+            images, lines, pixels = plan.box
+            halo_r, halo_s = plan.halo
+            taps_r, taps_s = plan.taps
+            boxes = -(-shape.batch // images) * -(-shape.out_height // lines) * -(-shape.out_width // pixels)
+            together = -(-halo_r // taps_r) * -(-halo_s // taps_s) * -(-self.loaded // plan.channels)
+            jobs = out.planes * parts * phases * -(-max_r // halo_r) * -(-max_s // halo_s) * together
+            rounds = -(-jobs // self.cores_m) * chunks
+            sources = -(-min(self.cores_m, jobs) // together)
+            # A line costs more than its pixels: words that it has only a part of.
+            x = images * (lines + halo_r - 1) * (pixels + halo_s) * self.loaded / config.beat
+            dy = images * lines * (pixels + 1) * chunk / config.beat
+            loads = sources * (_COMMAND + x) + self.cores_o * _COMMAND + dy
+            products = _COMMAND / 2 + plan.sums * (0.5 + images * lines * pixels / 2)
+            drains = _COMMAND + plan.sums * min(config.lanes, chunk) / config.beat
+            if 2 * plan.sums <= config.psum_rows:
+                drains /= 4
+            return rounds * (boxes * (max(products, loads) + loads / 4) + drains)
+
+        for halo in sorted({(max_r, max_s), (1, max_s), (1, 1)}):
+            for taps_r in {1, halo[0]}:
+                for taps_s in {1, halo[1]}:
+                    channels = self.loaded
+                    while channels >= least:
+                        if taps_r * taps_s * channels <= min(config.psum_rows, budget):
+                            for box in self._boxes(halo):
+                                plan = _Plan(halo, (taps_r, taps_s), channels, box)
+                                if best is None or (cost(plan), -channels) < (best[0], -best[1].channels):
+                                    best = cost(plan), plan
+                        channels //= 2
+        if best is None:
+            raise ValueError(
+                f"no tile of {out.name} ({least} input channels) fits {config.psum_rows} partial-sum rows, "
+                f"{config.rows} sparse rows and {budget} pixels of the vector memory"
+            )
+        return best[1]
+
+    def _boxes(self, halo: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
+        """Images, lines and pixels of dy that fit the buffers."""
+        config, shape = self.config, self.shape
+        most = min(config.depth, config.dense_rows)
+        for pixels in range(1, shape.out_width + 1):
+            for lines in range(1, shape.out_height + 1):
+                whole = lines == shape.out_height and pixels == shape.out_width
+                for images in range(1, shape.batch + 1 if whole else 2):
+                    if images * (lines + halo[0] - 1) * (pixels + halo[1] - 1) > most:
+                        break
+                    yield images, lines, pixels
+
+    def _jobs(self) -> Iterator[_Job]:
+        plan = self.plan
+        for block in range(self.out.planes):
+            for base in range(0, self.x.padded, self.loaded):
+                loaded = min(self.loaded, self.x.padded - base)
+                for axis_h, axis_w in product(self.axes_h, self.axes_w):
+                    for halo_r, halo_s in product(cut(axis_h.taps, plan.halo[0]), cut(axis_w.taps, plan.halo[1])):
+                        for i, j in product(range(0, len(halo_r), plan.taps[0]), range(0, len(halo_s), plan.taps[1])):
+                            for first in range(0, loaded, plan.channels):
+                                yield _Job(
+                                    block,
+                                    base,
+                                    base + first,
+                                    min(plan.channels, loaded - first),
+                                    axis_h,
+                                    axis_w,
+                                    halo_r,
+                                    halo_s,
+                                    halo_r[i : i + plan.taps[0]],
+                                    halo_s[j : j + plan.taps[1]],
+                                    i,
+                                    j,
+                                )
 
     def lower(self, epilogue: Epilogue) -> None:
         if self.rounding.fp16:
             self.program.commit(self.out)  # DRAIN rounds at its scale
-        groups = [
-            (axis_h, axis_w, taps_r, taps_s)
-            for axis_h in self.axes_h
-            for axis_w in self.axes_w
-            for taps_r in cut(axis_h.taps, self.taps[0])
-            for taps_s in cut(axis_w.taps, self.taps[1])
-        ]
-        jobs = [  # what a group of cores sums up: some taps of some channels
-            (group, channel) for group in groups for channel in range(0, self.x.padded, self.channels)
-        ]
-        for block in range(self.out.planes):
-            for start in range(0, len(jobs), self.cores_m):
-                self._batch(jobs[start : start + self.cores_m], block, epilogue)
-        self._finish()
+        jobs = list(self._jobs())
+        for number, job in enumerate(jobs):
+            job.place = self.areas[number % len(self.areas)]
+        for start in range(0, len(jobs), self.cores_m):
+            self._batch(jobs[start : start + self.cores_m], epilogue)
+        self.pipeline.end_round([])
         self._zeros(epilogue)
 
     def _zeros(self, epilogue: Epilogue) -> None:
         """The gradients of taps that see only padding."""
-        shape, place = self.shape, self.sets[0][0]
+        shape, place = self.shape, self.areas[0]
         useful_r = {r for axis in self.axes_h for r, _ in axis.taps}
         useful_s = {s for axis in self.axes_w for s, _ in axis.taps}
         for tap in range(shape.kernel_height * shape.kernel_width):
@@ -133,150 +241,144 @@ class WeightGradLowering:
             if r in useful_r and s in useful_s:
                 continue
             for block in range(self.out.planes):
-                for channel in range(0, self.x.padded, self.channels):
-                    channels = min(self.channels, self.x.padded - channel)
+                for channel in range(0, self.x.padded, self.plan.channels):
+                    channels = min(self.plan.channels, self.x.padded - channel)
                     tile = Tile(0, 1, tap, 1, channel, channels, block, self.out.block_channels // self.config.beat)
                     VectorBuilder(self.program).vector(VectorOp.KEEP_POSITIVE, place, place, 0.0, inner=tile.size)
                     epilogue(tile, place, False, self.scratch)
 
-    def _finish(self) -> None:
-        """The epilogues of the tiles that have been drained."""
-        for finish in self.pending:
-            finish()
-        self.pending.clear()
-
-    def _batch(self, jobs: list, block: int, epilogue: Epilogue) -> None:
-        """Jobs that the groups of cores work on side by side, for one block of output channels."""
+    def _batch(self, jobs: list[_Job], epilogue: Epilogue) -> None:
+        """Jobs that the teams work on side by side."""
         config, out = self.config, self.out
         per_pixel = out.block_channels // config.beat
-        places = self.sets[self.batches % 2][: len(jobs)]
-        self.batches += 1
-        low, high = block * BLOCK, min(self.dy.padded, (block + 1) * BLOCK)
-        for lane in range(low, high, self.cores_o * config.lanes):
-            lanes = [min(config.lanes, high - (lane + o * config.lanes)) for o in range(self.cores_o)]
-            psum = self.psum_bases[self.sums_taken % len(self.psum_bases)]
-            self.sums_taken += 1
-            self._sums(jobs, lane, lanes, psum)
-            self._finish()  # of the batch before, while the cores work on this one
-            for m, ((_, _, taps_r, taps_s), channel) in enumerate(jobs):
-                channels = min(self.channels, self.x.padded - channel)
-                for o, count in enumerate(lanes):
-                    if count > 0:
-                        self._drain(
-                            m * self.cores_o + o,
-                            places[m] + (lane + o * config.lanes - low) // config.beat,
-                            len(taps_r) * len(taps_s) * channels,
-                            count,
-                            per_pixel,
-                            places[m],
-                            psum,
-                            real_lanes(self.dy.channels - lane - o * config.lanes, count),
-                        )
-        for m, ((_, _, taps_r, taps_s), channel) in enumerate(jobs):
-            channels = min(self.channels, self.x.padded - channel)
-            for i, (r, _) in enumerate(taps_r):
-                for j, (s, _) in enumerate(taps_s):
-                    tap = i * len(taps_s) + j
-                    tile = Tile(0, 1, r * self.shape.kernel_width + s, 1, channel, channels, block, per_pixel)
-                    place = places[m] + tap * tile.size
-                    self.pending.append(partial(epilogue, tile, place, False, self.scratch))
 
-    def _sums(self, jobs: list, lane: int, lanes: list[int], psum: int) -> None:
-        """Sums of all pixels, box by box, in partial-sum rows `psum` and up."""
-        config, shape = self.config, self.shape
-        cache = PageCache()
-        images, lines, pixels = self.tile
-        initialise = True
-        plan = Plan(images, lines, pixels, *self.taps)
-        active = [o for o, count in enumerate(lanes) if count > 0]
-        for box in boxes_of(plan, shape.batch, shape.out_height, shape.out_width):
-            pitches: dict[tuple[int, int], list[int]] = {}  # (tall, wide) of the haloed box -> groups of cores
-            for m, ((_, _, taps_r, taps_s), _) in enumerate(jobs):
-                pitches.setdefault((box.lines + len(taps_r) - 1, box.pixels + len(taps_s) - 1), []).append(m)
-            pages = {
-                (pitch, o): self._load_dy(
-                    cache, self._mask(members, [o]), box, *pitch, lane + o * config.lanes, lanes[o]
-                )
-                for pitch, members in pitches.items()
-                for o in active
+        def store(job: _Job) -> None:
+            for i, (r, _) in enumerate(job.taps_r):
+                for j, (s, _) in enumerate(job.taps_s):
+                    tap = r * self.shape.kernel_width + s
+                    tile = Tile(0, 1, tap, 1, job.channel, job.channels, job.block, per_pixel)
+                    place = job.place + (i * len(job.taps_s) + j) * tile.size
+                    epilogue(tile, place, False, self.scratch)
+
+        channels = range(0, out.block_channels, self.cores_o * config.lanes)
+        for channel in channels:
+            counts = [out.block_channels - channel - o * config.lanes for o in range(self.cores_o)]
+            lanes = {o: min(config.lanes, count) for o, count in enumerate(counts) if count > 0}
+            psum = self.psum_bases[self.rounds % len(self.psum_bases)]
+            self.rounds += 1
+            initialise = True
+            plan = Plan(*self.plan.box, *self.plan.taps, whole=True)
+            for box in boxes_of(plan, self.shape.batch, self.shape.out_height, self.shape.out_width):
+                self._step(jobs, box, channel, lanes, psum, initialise)
+                initialise = False
+            self.pipeline.end_round(
+                [
+                    Result(
+                        m,
+                        partial(self._drain, m, job, channel, lanes, psum),
+                        partial(store, job) if channel == channels[-1] else None,
+                    )
+                    for m, job in enumerate(jobs)
+                ]
+            )
+
+    def _step(
+        self, jobs: list[_Job], box: Box, channel: int, lanes: dict[int, int], psum: int, initialise: bool
+    ) -> None:
+        """Products of the pixels of a box, with output channels `channel` and on of each job's block."""
+        sources: dict[tuple, list[int]] = {}  # what is loaded of x -> teams
+        errors: dict[tuple[int, tuple[int, int]], list[int]] = {}  # (block, pitch) of dy -> teams
+        for m, job in enumerate(jobs):
+            sources.setdefault(job.source(), []).append(m)
+            errors.setdefault((job.block, job.pitch(box)), []).append(m)
+        x_pages: dict[int, int] = {}  # of a team
+        dy_pages: dict[tuple[int, int], int] = {}  # of a team and a core in it
+
+        def load_x(members: list[int]) -> None:
+            page = self._load_x(self._mask(members, lanes), box, jobs[members[0]])
+            x_pages.update(dict.fromkeys(members, page))
+
+        def load_dy(block: int, pitch: tuple[int, int], members: list[int], o: int) -> None:
+            lane = block * BLOCK + channel + o * self.config.lanes
+            page = self._load_dy(self._mask(members, [o]), box, *pitch, lane, lanes[o])
+            dy_pages.update({(m, o): page for m in members})
+
+        def multiply(m: int) -> None:
+            job = jobs[m]
+            first = job.block * BLOCK + channel
+            kinds = {  # lanes that are channels of the tensor, and page
+                o: (real_lanes(self.dy.channels - first - o * self.config.lanes, count), dy_pages[m, o])
+                for o, count in lanes.items()
             }
-            for m, ((axis_h, axis_w, taps_r, taps_s), channel) in enumerate(jobs):
-                channels = min(self.channels, self.x.padded - channel)
-                tall, wide = box.lines + len(taps_r) - 1, box.pixels + len(taps_s) - 1
-                x_page = self._load_x(
-                    cache, self._mask([m], active), box, tall, wide, channel, channels, axis_h, axis_w, taps_r, taps_s
-                )
-                window = 0
-                for n in range(box.images):
-                    for line in range(box.lines):
-                        window |= ((1 << box.pixels) - 1) << (n * tall * wide + line * wide)
-                kinds = {  # lanes that are channels of the tensor, and page
-                    o: (
-                        real_lanes(self.dy.channels - lane - o * config.lanes, lanes[o]),
-                        pages[(tall, wide), o],
-                    )
-                    for o in active
-                }
-                for count, page in sorted(set(kinds.values())):
-                    mask = self._mask([m], [o for o in active if kinds[o] == (count, page)])
-                    self.program.emit(
-                        Opcode.MULTIPLY,
-                        reads=page_regions("sparse", mask, x_page) + page_regions("dense", mask, page),
-                        writes=psum_regions(mask, psum, len(taps_r) * len(taps_s) * channels),
-                        cores=mask,
-                        sparse_page=x_page,
-                        dense_page=page,
-                        initialise=int(initialise),
-                        lanes=count,
-                        count_n=1,
-                        count_h=1,
-                        count_w=channels,
-                        count_r=len(taps_r),
-                        count_s=len(taps_s),
-                        row_w=1,
-                        psum=psum,
-                        psum_w=1,
-                        psum_r=len(taps_s) * channels,
-                        psum_s=channels,
-                        dense_r=-wide,
-                        dense_s=-1,
-                        shift_r=wide if len(taps_r) > 1 else 0,
-                        shift_s=1,
-                        kmask=window,
-                    )
-            initialise = False
+            for count, page in sorted(set(kinds.values())):
+                mask = self._mask([m], [o for o in lanes if kinds[o] == (count, page)])
+                self._multiply(mask, job, box, x_pages[m], page, count, psum, initialise)
+
+        self.pipeline.step(
+            [partial(load_dy, *key, members, o) for key, members in errors.items() for o in lanes]
+            + [partial(load_x, members) for members in sources.values()],
+            [Product(m, lambda: None, partial(multiply, m)) for m in range(len(jobs))],
+        )
+
+    def _multiply(
+        self, cores: int, job: _Job, box: Box, x_page: int, dy_page: int, lanes: int, psum: int, initialise: bool
+    ) -> None:
+        tall, wide = job.pitch(box)
+        window = 0  # the pixels of dy, in the pitch of x
+        for n in range(box.images):
+            for line in range(box.lines):
+                window |= ((1 << box.pixels) - 1) << (n * tall * wide + line * wide)
+        shift = job.at_r * wide + job.at_s
+        self.program.emit(
+            Opcode.MULTIPLY,
+            reads=page_regions("sparse", cores, x_page) + page_regions("dense", cores, dy_page),
+            writes=psum_regions(cores, psum, job.sums),
+            cores=cores,
+            sparse_page=x_page,
+            dense_page=dy_page,
+            initialise=int(initialise),
+            lanes=lanes,
+            count_n=1,
+            count_h=1,
+            count_w=job.channels,
+            count_r=len(job.taps_r),
+            count_s=len(job.taps_s),
+            row=job.channel - job.base,
+            row_w=1,
+            psum=psum,
+            psum_w=1,
+            psum_r=len(job.taps_s) * job.channels,
+            psum_s=job.channels,
+            dense=-shift,
+            dense_r=-wide,
+            dense_s=-1,
+            shift=shift,
+            shift_r=wide if len(job.taps_r) > 1 else 0,
+            shift_s=1,
+            kmask=window,
+        )
 
     def _mask(self, groups_m: Iterable[int], groups_o: Iterable[int]) -> int:
         return sum(1 << (m * self.cores_o + o) for m in groups_m for o in groups_o)
 
-    def _load_x(
-        self,
-        cache: PageCache,
-        cores: int,
-        box: Box,
-        tall: int,
-        wide: int,
-        channel: int,
-        channels: int,
-        axis_h: Axis,
-        axis_w: Axis,
-        taps_r: Taps,
-        taps_s: Taps,
-    ) -> int:
+    def _load_x(self, cores: int, box: Box, job: _Job) -> int:
         """Columns of x: sparse row = channel, element = pixel of the haloed box."""
-        first_line = (box.line + taps_r[0][1]) * axis_h.source_step + axis_h.source_phase
-        first_pixel = (box.pixel + taps_s[0][1]) * axis_w.source_step + axis_w.source_phase
-        content = (box, first_line, first_pixel, tall, wide, channel)
-        page, there = cache.page("sparse", cores, content)
+        axis_h, axis_w = job.axis_h, job.axis_w
+        tall, wide = job.pitch(box)
+        first_line = (box.line + job.halo_r[0][1]) * axis_h.source_step + axis_h.source_phase
+        first_pixel = (box.pixel + job.halo_s[0][1]) * axis_w.source_step + axis_w.source_phase
+        content = (box, first_line, first_pixel, tall, wide, job.base)
+        page, there = self.cache.page("sparse", cores, content)
         if not there:
             first, steps = (first_line, first_pixel), (axis_h.source_step, axis_w.source_step)
+            channels = min(self.loaded, self.x.padded - job.base)
             size = (tall, wide)
-            load_sparse(self.program, self.x, cores, page, box, first, steps, size, channel, channels, transpose=True)
+            load_sparse(self.program, self.x, cores, page, box, first, steps, size, job.base, channels, transpose=True)
         return page
 
-    def _load_dy(self, cache: PageCache, cores: int, box: Box, tall: int, wide: int, lane: int, lanes: int) -> int:
+    def _load_dy(self, cores: int, box: Box, tall: int, wide: int, lane: int, lanes: int) -> int:
         """dy in the pitch of x: dense row = pixel, lane = output channel."""
-        page, there = cache.page("dense", cores, (box, tall, wide, lane))
+        page, there = self.cache.page("dense", cores, (box, tall, wide, lane))
         if not there:
             dy, beat = self.dy, self.config.beat
             for part, start, count in block_parts(lane, lanes):
@@ -305,29 +407,32 @@ class WeightGradLowering:
                 )
         return page
 
-    def _drain(
-        self, core: int, vmem: int, count: int, lanes: int, per_pixel: int, place: int, psum: int, real: int
-    ) -> None:
+    def _drain(self, m: int, job: _Job, channel: int, lanes: dict[int, int], psum: int) -> None:
+        """Round a team's sums, output channels `channel` and on of the job's block, into its tile."""
+        config = self.config
+        per_pixel = self.out.block_channels // config.beat
         scale, tensor_out = self.rounding.of(self.out)
-        self.program.emit(
-            Opcode.DRAIN,
-            reads=psum_regions(1 << core, psum, count),
-            writes=[VectorBuilder.rows(place, count * per_pixel)],
-            core=core,
-            count_n=1,
-            count_h=1,
-            count_w=count,
-            lane_beats=lanes // self.config.beat,
-            lanes=real,
-            shift=self.x.scale + self.dy.scale - scale,
-            scale=scale if self.rounding.fp16 else 0,
-            tensor_a=self.x.state,
-            tensor_b=self.dy.state,
-            tensor_out=tensor_out,
-            fp16=int(self.rounding.fp16),
-            saturate=int(self.rounding.saturate),
-            psum=psum,
-            psum_w=1,
-            vmem=vmem,
-            vmem_w=per_pixel,
-        )
+        for o, count in lanes.items():
+            first = channel + o * config.lanes
+            self.program.emit(
+                Opcode.DRAIN,
+                reads=psum_regions(self._mask([m], [o]), psum, job.sums),
+                writes=[VectorBuilder.rows(job.place, job.sums * per_pixel)],
+                core=m * self.cores_o + o,
+                count_n=1,
+                count_h=1,
+                count_w=job.sums,
+                lane_beats=count // config.beat,
+                lanes=real_lanes(self.dy.channels - job.block * BLOCK - first, count),
+                shift=self.x.scale + self.dy.scale - scale,
+                scale=scale if self.rounding.fp16 else 0,
+                tensor_a=self.x.state,
+                tensor_b=self.dy.state,
+                tensor_out=tensor_out,
+                fp16=int(self.rounding.fp16),
+                saturate=int(self.rounding.saturate),
+                psum=psum,
+                psum_w=1,
+                vmem=job.place + first // config.beat,
+                vmem_w=per_pixel,
+            )
