@@ -115,6 +115,7 @@ class Chip(Block):
                 core.command.valid.eq(processor.core_valid[i]),
                 processor.core_ready[i].eq(core.command.ready),
                 processor.core_busy[i].eq(core.busy),
+                processor.core_queued[i].eq(core.queued),
                 processor.core_error[i].eq(core.error),
                 core.write.eq(load.write),
             ]

@@ -152,6 +152,8 @@ class Chip:
         self._edge = RisingEdge(dut.clk)
         # Units, then cores: cycles left of the job, cycles until it shows as busy, command of the job
         self._left = [0] * (N + CORES)
+        self._length = [0] * (N + CORES)
+        self.queued = 0
         self._hidden = [0] * (N + CORES)
         self._job = [0] * (N + CORES)
         self._ready = [True] * (N + CORES)
@@ -161,7 +163,15 @@ class Chip:
             getattr(dut, f"{unit}__ready").value = 1
             getattr(dut, f"{unit}_busy").value = 0
             getattr(dut, f"{unit}_error").value = 0
-        for name in ("core_busy", "core_error", "vmem_error", "read_error", "write_error", "counter_value"):
+        for name in (
+            "core_busy",
+            "core_queued",
+            "core_error",
+            "vmem_error",
+            "read_error",
+            "write_error",
+            "counter_value",
+        ):
             getattr(dut, name).value = 0
         dut.core_ready.value = (1 << CORES) - 1
         dut.state.value = self.random.getrandbits(TENSOR_STATE.size)
@@ -304,7 +314,7 @@ class Chip:
         self.taken.append(number)
         for i, one in enumerate(valid):
             if one:
-                self._left[i] = self.random.randint(self.shortest_job, self.longest_job)
+                self._left[i] = self._length[i] = self.random.randint(self.shortest_job, self.longest_job)
                 self._hidden[i] = self.random.randint(0, 1) if self.late_busy else 0
                 self._job[i] = number
 
@@ -313,10 +323,11 @@ class Chip:
             assert not (command.fields["wait_units"] >> i & 1 and self.busy(i)), f"does not wait for {UNITS[i]}"
         for core in range(CORES):
             assert not (command.fields["wait_cores"] >> core & 1 and self.busy(N + core)), f"does not wait for {core}"
+            assert not (command.fields["wait_queues"] >> core & 1 and self.queued >> core & 1), f"queue of {core}"
 
     def _jobs(self) -> None:
         dut = self.dut
-        cores_busy = cores_ready = 0
+        cores_busy = cores_ready = self.queued = 0
         for i in range(N + CORES):
             if self._left[i]:
                 shown = self._hidden[i] == 0
@@ -339,8 +350,11 @@ class Chip:
                 getattr(dut, f"{UNITS[i]}__ready").value = int(ready)
             else:
                 cores_busy |= busy << (i - N)
+                # As if the second half of the job were a second command.
+                self.queued |= (busy and 2 * self._left[i] > self._length[i]) << (i - N)
                 cores_ready |= ready << (i - N)
         dut.core_busy.value = cores_busy
+        dut.core_queued.value = self.queued
         dut.core_ready.value = cores_ready
 
     def _fetch(self) -> None:
@@ -450,7 +464,8 @@ def random_command(random: Random, *, marks: bool = True, opcode: Opcode | None 
     raw = random.getrandbits(512) & ((1 << layout_of(opcode).size) - 1)
     fields = Command.decode((raw & ~0xFF | opcode.value).to_bytes(COMMAND_BYTES, "little")).fields
     fields["wait_units"] &= random.getrandbits(8) & random.getrandbits(8)
-    fields["wait_cores"] &= random.getrandbits(16) & random.getrandbits(16)
+    for name in ("wait_cores", "wait_queues"):
+        fields[name] &= random.getrandbits(16) & random.getrandbits(16)
     if opcode is Opcode.MULTIPLY:
         fields["cores"] = random.randrange(1, 1 << CORES)
     if opcode is Opcode.MARK:
@@ -472,7 +487,7 @@ def random_command(random: Random, *, marks: bool = True, opcode: Opcode | None 
 def random_state_command(random: Random) -> Command:
     """A command of the FGMP unit for tensor 1, 2 or 3 that waits for nothing."""
     command = random_command(random, opcode=random.choice((Opcode.ADAPT, Opcode.STATE, Opcode.COMMIT, Opcode.COMMIT)))
-    command.fields |= {"tensor": random.randint(1, 3), "wait_units": 0, "wait_cores": 0}
+    command.fields |= {"tensor": random.randint(1, 3), "wait_units": 0, "wait_cores": 0, "wait_queues": 0}
     return command
 
 
@@ -518,8 +533,9 @@ async def every_wait_bit(dut):
     everyone.append(Command(Opcode.COMMIT, tensor=1))
     everyone += [Command(Opcode.MULTIPLY, cores=1 << core) for core in range(CORES)]
     program = []
-    for bit in range(N + CORES):
-        wait = {"wait_units": 1 << bit} if bit < N else {"wait_cores": 1 << (bit - N)}
+    waits = [{"wait_units": 1 << bit} for bit in range(N)]
+    waits += [{name: 1 << core} for name in ("wait_cores", "wait_queues") for core in range(CORES)]
+    for wait in waits:
         program += [*everyone, Command(Opcode.VECTOR, **wait)]
     program.append(Command(Opcode.END))
     (await chip.run(program)).check(Error.NONE, len(program) - 1)
@@ -529,7 +545,12 @@ async def every_wait_bit(dut):
 async def wait_bits_without_unit(dut):
     chip = await begin(dut, 3)
     program = [
-        Command(Opcode.NOP, wait_units=0xFF & ~((1 << N) - 1), wait_cores=0xFFFF & ~((1 << CORES) - 1)),
+        Command(
+            Opcode.NOP,
+            wait_units=0xFF & ~((1 << N) - 1),
+            wait_cores=0xFFFF & ~((1 << CORES) - 1),
+            wait_queues=0xFFFF & ~((1 << CORES) - 1),
+        ),
         Command(Opcode.END),
     ]
     (await chip.run(program)).check(Error.NONE, 1)
@@ -771,7 +792,7 @@ async def dynamic_tensors(dut):
             if chip.random.random() < 0.6:
                 program.append(random_state_command(chip.random))
             command = random_command(chip.random, opcode=opcode)
-            command.fields |= {"wait_units": 0, "wait_cores": 0}
+            command.fields |= {"wait_units": 0, "wait_cores": 0, "wait_queues": 0}
             if tensors is not None:
                 command.fields |= dict(zip(TENSORS[opcode], tensors, strict=False))
             program.append(command)
@@ -805,7 +826,14 @@ async def end_during_resolution(dut):
         for _ in range(10):
             program.append(random_state_command(chip.random))
             drain = random_command(chip.random, opcode=Opcode.DRAIN)
-            drain.fields |= {"tensor_a": 1, "tensor_b": 2, "tensor_out": 3, "wait_units": 0, "wait_cores": 0}
+            drain.fields |= {
+                "tensor_a": 1,
+                "tensor_b": 2,
+                "tensor_out": 3,
+                "wait_units": 0,
+                "wait_cores": 0,
+                "wait_queues": 0,
+            }
             program.append(drain)
         program.append(Command(Opcode.END))
         chip.errors_at, chip.abort_at = {}, None

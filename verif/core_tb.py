@@ -16,7 +16,7 @@ from verif.runner import parameters, rng
 from verif.sparse_buffer_tb import BufferWriter
 from verif.zero_skip_tb import cycles_of
 
-OVERHEAD = 8
+OVERHEAD = 9
 """Cycles of a command beyond those of its visits."""
 
 FP8_NONZERO = [word for word in FP8 if word & 0x7FFF]
@@ -237,7 +237,8 @@ class Bench:
             if not int(dut.busy.value):
                 assert not error, "an error while idle"
                 break
-            assert not int(dut.command__ready.value), "ready while busy"
+            assert int(dut.command__ready.value) or events["busy"] == 1, "no room for the next command"
+            assert not int(dut.queued.value), "queued"
             assert events["busy"] < 100_000, "does not end"
         dut.psum_hold.value = 0
         dut.psum_request__valid.value = 0
@@ -262,16 +263,62 @@ class Bench:
         }
         assert wanted_events.items() <= events.items(), f"events {events}, not {wanted_events}"
 
+        self.apply(good, fields)
+        if check:
+            await self.compare(range(config.psum_rows))
+
+    def apply(self, visits, fields: dict[str, int]) -> None:
+        """Do what the visits of a command do to the model's partial sums."""
         previous = None
         page = fields.get("dense_page", 0)
-        for visit in good:
-            if initialise and visit.psum != previous:
-                self.psums[visit.psum] = Sums(config.lanes)
+        for visit in visits:
+            if fields.get("initialise", 0) and visit.psum != previous:
+                self.psums[visit.psum] = Sums(self.config.lanes)
             previous = visit.psum
             for value, row in visit.elements:
                 self.psums[visit.psum].add(value, self.dense.data[page, row])
-        if check:
-            await self.compare(range(config.psum_rows))
+
+    async def run_all(self, commands: list[dict[str, int]]) -> None:
+        """Offer commands one behind the other; check cycles, errors and partial sums of them all."""
+        dut = self.dut
+        wanted, errors, good = 0, [], []
+        for fields in commands:
+            visits = self.visits(fields)
+            inside = [visit for visit in visits if visit.in_range]
+            if not all(fields[f"count_{loop}"] for loop in LOOPS):
+                errors.append(Error.FIELD.value)
+                inside = []
+            elif len(inside) < len(visits):
+                errors.append(Error.RANGE.value)
+            else:
+                wanted += self.expected_cycles(visits, bool(fields.get("initialise", 0)))
+            good.append(inside)
+        seen, taken, behind, queued, busy = [], 0, 0, 0, 0
+        while True:
+            offer = taken < len(commands) and self.random.random() < 0.7
+            dut.command__valid.value = int(offer)
+            word = Command(Opcode.MULTIPLY, **commands[taken]).encode() if offer else self.random.bytes(64)
+            dut.command__payload.value = int.from_bytes(word, "little")
+            await self.edge
+            if int(dut.error.value):
+                seen.append(int(dut.error.value))
+            behind += int(dut.queued.value) > queued  # a command that was taken while another was running
+            queued = int(dut.queued.value)
+            assert not queued or (taken >= 2 and not int(dut.command__ready.value)), "queued, but there is room"
+            if offer and int(dut.command__ready.value):
+                taken += 1
+            elif taken == len(commands) and not int(dut.busy.value):
+                break
+            busy += int(dut.busy.value)
+            assert busy < 100_000, "does not end"
+        self.sparse.idle()
+        assert seen == errors, f"errors {seen}, not {errors}"
+        if not errors:
+            assert busy == wanted - behind, f"{busy} cycles, not {wanted} less {behind}"
+        for visits, fields in zip(good, commands, strict=True):
+            self.apply(visits, fields)
+        await self.compare(range(self.config.psum_rows))
+        assert behind, "no command waited for another one"
 
     async def compare(self, rows) -> None:
         """Read rows of partial sums, one a cycle, and check them."""
@@ -397,6 +444,20 @@ async def random_nests(dut):
             await bench.fill(pages=(number // 8 % 2,))
         await bench.run(**bench.random_command(), check=number % 4 == 3)
     await bench.compare(range(bench.config.psum_rows))
+
+
+@cocotb.test()
+async def back_to_back(dut):
+    """Commands that are taken while others run: in order, none lost, a cycle less each; bad ones among them."""
+    bench = await begin(dut)
+    bench.density, bench.mixture = 0.5, 0.5
+    await bench.fill()
+    for number in range(10):
+        commands = [bench.random_command() for _ in range(6)]
+        if number % 3 == 2:
+            commands[1] |= {"count_h": 0}
+            commands[3] |= {"psum": -1}
+        await bench.run_all(commands)
 
 
 @cocotb.test()

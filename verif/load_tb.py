@@ -11,7 +11,7 @@ from cocotb.utils import get_sim_time
 from lnpu.config import TINY
 from lnpu.ctrl.commands import LAYOUTS, Command, Opcode, Target
 from lnpu.interfaces import Error, buffer_write, memory_read_signature, vmem_write
-from lnpu.mem.load import load_events
+from lnpu.mem.load import RAW_ROWS, load_events
 from verif.agents import Sink, Source, pack, start, unpack
 from verif.decoder_tb import FP8, FP8_TO_FP16, PADDING, ZERO, decode_block, encode_block, random_elements
 from verif.runner import parameters, rng
@@ -229,7 +229,7 @@ class Bench:
         assert self.write_layout["valid"].offset == 0 and self.events_layout["bits"].offset == events_shift
         while True:
             await edge
-            assert int(busy.value) != int(ready.value), "ready for a command, if and only if not busy"
+            assert int(busy.value) or int(ready.value), "neither busy nor ready for a command"
             if number := int(error.value):
                 self.errors[Error(number)] += 1
                 assert int(busy.value), "error while not busy"
@@ -302,21 +302,41 @@ class Bench:
         table = [(address, 1, f["kind"]) for address in words]
         return writes, rows, bits, errors, fetches, table
 
-    async def run(self, command: Command | int, limit: int = 200_000) -> int:
-        """Run a command; returns its cycles from hand-over to `busy` falling."""
+    def expect_raw(self, fields: dict):
+        """The same of a valid LOAD_RAW."""
+        f = Counter(fields)
+        row_bytes, rows, errors, bits, requests = 4 * self.beat, [], Counter(), 0, []
+        for line in range(f["line_count"]):
+            place = (f["address"] + line * f["pitch"]) % (1 << self.config.address_bits)
+            raw = self.memory.read(place, row_bytes * f["line_rows"])
+            for offset in range(0, len(raw), RAW_ROWS * row_bytes):
+                words = min(len(raw) - offset, RAW_ROWS * row_bytes) // self.memory.word
+                requests.append((place + offset, words, f["kind"]))
+            for row in range(f["line_rows"]):
+                address = f["vmem"] + line * f["vmem_line"] + row
+                bits += 32 * self.beat
+                if 0 <= address < self.config.vmem_rows:
+                    rows.append((address, struct.unpack_from(f"<{self.beat}I", raw, row * row_bytes)))
+                else:
+                    errors[Error.RANGE] += 1
+        return [], rows, bits, errors, requests, []
+
+    async def run(self, *commands: Command | int, limit: int = 200_000) -> int:
+        """Run commands back to back; returns their cycles from the first's hand-over to `busy` falling."""
         self.writes, self.errors, self.bits, self.sink.words = [], Counter(), Counter(), []
         for requests in self.memory.requests.values():
             requests.clear()
-        word = command if isinstance(command, int) else int.from_bytes(command.encode(), "little")
-        await self.commands.put(word)
+        words = [c if isinstance(c, int) else int.from_bytes(c.encode(), "little") for c in commands]
+        await self.commands.put(words[0])
         since = get_sim_time("ns")
+        await self.commands.put(words[1:])
         edge = RisingEdge(self.dut.clk)
         for _ in range(limit):
             await edge
             if not int(self.dut.busy.value):
                 break
         else:
-            raise TimeoutError(f"busy after {limit} cycles: {command}")
+            raise TimeoutError(f"busy after {limit} cycles: {commands[-1]}")
         cycles = round((get_sim_time("ns") - since) / CLOCK)
         await edge
         return cycles
@@ -642,30 +662,10 @@ async def malformed_commands(dut):
 
 
 async def load_raw(bench, what: str = "", **fields: int) -> int:
-    """Run LOAD_RAW and check rows, requests (as words in order), plain bits and errors."""
-    f = Counter(fields)
-    row_bytes, rows, errors, bits, wanted = 4 * bench.beat, [], Counter(), 0, []
-    for line in range(f["line_count"]):
-        place = (f["address"] + line * f["pitch"]) % (1 << bench.config.address_bits)
-        raw = bench.memory.read(place, row_bytes * f["line_rows"])
-        wanted += range(place, place + len(raw), bench.memory.word)
-        for row in range(f["line_rows"]):
-            address = f["vmem"] + line * f["vmem_line"] + row
-            bits += 32 * bench.beat
-            if 0 <= address < bench.config.vmem_rows:
-                rows.append((address, struct.unpack_from(f"<{bench.beat}I", raw, row * row_bytes)))
-            else:
-                errors[Error.RANGE] += 1
+    """Run LOAD_RAW and check rows, requests, plain bits and errors."""
+    expected = bench.expect_raw(fields)
     cycles = await bench.run(Command(Opcode.LOAD_RAW, **fields))
-    read = [
-        place
-        for address, words, kind in bench.memory.requests["memory"]
-        if kind == f["kind"]
-        for place in range(address, address + words * bench.memory.word, bench.memory.word)
-    ]
-    assert read == wanted, f"{what} {fields}"
-    requests = list(bench.memory.requests["memory"])
-    bench.check(([], rows, bits, errors, requests, []), fields, f"{what} {fields}")
+    bench.check(expected, fields, f"{what} {fields}")
     return cycles
 
 
@@ -694,6 +694,60 @@ async def raw(dut):
     ideal = 2 * 2051 * 4 * bench.beat // word
     dut._log.info(f"LOAD_RAW: {cycles} cycles for {ideal} words")
     assert cycles < ideal * 1.01 + 60
+
+
+@cocotb.test()
+async def back_to_back(dut):
+    """Commands that overlap: what each does, in order, as if it ran alone, with bad blocks and commands among them."""
+    bench = await Bench(dut, 660).start()
+    random = bench.random
+    for number in range(40):
+        bench.memory.stall = bench.sink.stall = random.choice([0, 0.3])
+        bench.memory.latency = int(random.choice([1, 5, 40]))
+        commands, kinds = [], Counter()
+        writes, rows, errors, fetches, table = [], [], Counter(), [], []
+        for _ in range(int(random.integers(2, 7))):
+            choice = random.random()
+            if choice < 0.1:
+                commands.append(Command(Opcode.LOAD))  # nothing but zeros
+                errors[Error.FIELD] += 1
+                continue
+            if choice < 0.25:
+                fields = {
+                    "address": int(random.integers(1 << 16)) * bench.memory.word, "kind": int(random.integers(8)),
+                    "line_count": 1 + int(random.integers(3)), "line_rows": 1 + int(random.integers(6)),
+                    "pitch": int(random.integers(64)) * bench.memory.word, "vmem": 16, "vmem_line": 9,
+                }  # fmt: skip
+                commands.append(Command(Opcode.LOAD_RAW, **fields))
+                parts = bench.expect_raw(fields)
+            else:
+                tensor, fields = bench.random_walk(in_range=random.random() < 0.8)
+                if random.random() < 0.2:
+                    for run in list(tensor.runs.values()):
+                        tensor.spoil(next(iter(run)))
+                fields = {"slots": tensor.slots, "table": tensor.table, "log2_run": tensor.log2_run} | fields
+                commands.append(Command(Opcode.LOAD, **fields))
+                parts = bench.expect(fields, tensor)
+            for whole, part in zip((writes, rows, fetches, table), (*parts[:2], *parts[4:]), strict=True):
+                whole += part
+            kinds[fields.get("kind", 0)] += parts[2]
+            errors += parts[3]
+        await bench.run(*commands)
+        assert bench.bits == +kinds, f"sequence {number}: {commands}"
+        bench.bits = Counter()
+        bench.check((writes, rows, 0, errors, fetches, table), {}, f"sequence {number}: {commands}")
+
+    # Small tiles from a slow memory: the fetches of one go on while another is brought to its place.
+    bench.memory.stall = bench.sink.stall = 0.0
+    bench.memory.latency = 30
+    fields, blocks = bench.tile(lines=4, pixels=4)
+    tensor = Tensor(bench, blocks, zeros=0.5, fp16=0.0)
+    fields |= {"slots": tensor.slots, "table": tensor.table, "log2_run": tensor.log2_run}
+    alone = await bench.run(Command(Opcode.LOAD, **fields))
+    together = await bench.run(*[Command(Opcode.LOAD, **fields)] * 16)
+    beats = 16 * bench.parts
+    dut._log.info(f"LOAD of {beats} beats: {alone} cycles alone, {together / 16:.0f} of 16 back to back")
+    assert together <= 16 * max(beats + 8, alone - 2 * bench.memory.latency + 8) + 2 * bench.memory.latency
 
 
 @cocotb.test()

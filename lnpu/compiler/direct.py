@@ -88,8 +88,9 @@ def _plan(
         rounds = -(-tiles // teams) * chunks
         loads = steps_k * (min(teams, tiles) * sparse + dense)
         products = steps_k * outputs * taps * depth / 2
-        if 2 * outputs > config.psum_rows:
-            products += _COMMAND + outputs * min(config.lanes, out.block_channels) / config.beat
+        if 2 * outputs > config.psum_rows:  # teams drain one after the other, before they go on
+            drain = _COMMAND + outputs * min(config.lanes, out.block_channels) / config.beat
+            products += max(drain, min(teams, tiles) * drain - outputs * taps_r * taps_s * depth / 2)
         return rounds * (max(products, loads) + loads / 4)
 
     for taps_r, taps_s in sorted({(max_r, max_s), (1, max_s), (1, 1)}):

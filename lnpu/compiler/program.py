@@ -50,6 +50,10 @@ _UNITS = {
     Opcode.COMMIT: Unit.FGMP,
 }
 
+_DEPTHS = {"core": 2, "unit": 1}
+_DEPTH = {("unit", int(Unit.LOAD)): 2}
+"""Commands that a core, a unit, LOAD may have taken and not yet done."""
+
 
 class Program:
     """A sequence of commands for a chip of configuration `config`.
@@ -71,9 +75,8 @@ class Program:
         self.marks: list[Mark] = []
         self.loss_scalings: list[int] = []
         self.open: list[Tensor] = []
-        # What each unit (or core) may still be doing.
-        self._reads: dict[tuple[str, int], list[Region]] = {}
-        self._writes: dict[tuple[str, int], list[Region]] = {}
+        # What each unit (or core) may still be doing: what its last commands read and write, oldest first.
+        self._busy: dict[tuple[str, int], list[tuple[list[Region], list[Region]]]] = {}
 
     @staticmethod
     def memory(tensor: Tensor | RawTensor) -> Region:
@@ -89,26 +92,39 @@ class Program:
             own = [("core", core) for core in range(self.config.cores) if fields["cores"] >> core & 1]
         else:
             own = [("unit", int(_UNITS[opcode]))]
-        waits = {"unit": 0, "core": 0}
-        for key in set(self._reads) | set(self._writes):
+        waits = {"unit": 0, "core": 0, "queue": 0}
+        for key, commands in self._busy.items():
             if key in own:
                 continue
-            busy_reads, busy_writes = self._reads.get(key, []), self._writes.get(key, [])
-            if any(
-                mine.overlaps(theirs)
-                for mines, others in ((reads, busy_writes), (writes, busy_writes), (writes, busy_reads))
-                for mine in mines
-                for theirs in others
-            ):
+            conflicts = [
+                any(
+                    mine.overlaps(theirs)
+                    for mines, others in ((reads, busy_writes), (writes, busy_writes), (writes, busy_reads))
+                    for mine in mines
+                    for theirs in others
+                )
+                for busy_reads, busy_writes in commands
+            ]
+            if not any(conflicts):
+                continue
+            if key[0] == "core" and not conflicts[-1]:  # the last command may go on
+                waits["queue"] |= 1 << key[1]
+                del commands[:-1]
+            else:
                 waits[key[0]] |= 1 << key[1]
-                self._forget(key)
-        for key in own:  # a unit takes a command only when it is idle
-            self._reads[key], self._writes[key] = reads, writes
-        self.commands.append(Command(opcode, wait_units=waits["unit"], wait_cores=waits["core"], **fields))
-
-    def _forget(self, key: tuple[str, int]) -> None:
-        self._reads.pop(key, None)
-        self._writes.pop(key, None)
+                commands.clear()
+        for key in own:  # when a unit takes a command, it has done all but the last ones
+            before = self._busy.get(key, [])
+            self._busy[key] = [*before[max(0, len(before) + 1 - _DEPTH.get(key, _DEPTHS[key[0]])) :], (reads, writes)]
+        self.commands.append(
+            Command(
+                opcode,
+                wait_units=waits["unit"],
+                wait_cores=waits["core"],
+                wait_queues=waits["queue"],
+                **fields,
+            )
+        )
 
     def commit(self, tensor: Tensor) -> None:
         """Begin to store a tensor: if it is dynamic, its next FGMP state becomes the current one (once)."""
@@ -120,8 +136,7 @@ class Program:
         """Write the counters to `address` when everything before is done."""
         self.commands.append(Command(Opcode.MARK, address=address))
         self.marks.append(Mark(layer, phase, address, macs_dense))
-        self._reads.clear()
-        self._writes.clear()
+        self._busy.clear()
 
     def end(self) -> None:
         """Close the program."""

@@ -161,10 +161,12 @@ class WeightGradLowering:
             dy = images * lines * (pixels + 1) * chunk / config.beat
             loads = sources * (_COMMAND + x) + self.cores_o * _COMMAND + dy
             products = _COMMAND / 2 + plan.sums * (0.5 + images * lines * pixels / 2)
-            drains = _COMMAND + plan.sums * min(config.lanes, chunk) / config.beat
-            if 2 * plan.sums <= config.psum_rows:
-                drains /= 4
-            return rounds * (boxes * (max(products, loads) + loads / 4) + drains)
+            drain = _COMMAND + plan.sums * min(config.lanes, chunk) / config.beat
+            drains = min(self.cores_m, jobs) * self.cores_o * drain
+            sums = boxes * max(products, loads)
+            if 2 * plan.sums > config.psum_rows:  # teams drain one after the other, before they go on
+                sums += max(drain, drains - products)
+            return rounds * (max(sums, drains) + boxes * loads / 4)
 
         for halo in sorted({(max_r, max_s), (1, max_s), (1, 1)}):
             for taps_r in {1, halo[0]}:

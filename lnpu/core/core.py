@@ -105,9 +105,12 @@ class Core(Block):
     index : In(4)
         Number of this core: its bit in `write.cores`. Constant.
     command : In(command_stream())
-        MULTIPLY commands, taken while not busy. The opcode, the wait masks and `cores` are not looked at.
+        MULTIPLY commands. One can be taken while another is running; it begins when that one is done. The opcode, the
+        wait masks and `cores` are not looked at.
     busy : Out(1)
-        From the cycle after the command's handshake until its last partial sum is in the store.
+        From the cycle after a command's handshake until the last partial sum of all that were taken is in the store.
+    queued : Out(1)
+        A command is running and another one has been taken.
     error : Out(Error)
         For one cycle, while busy: FIELD for a command that is dropped because a count is zero, RANGE (once a command)
         if visits were skipped because an address was outside its buffer. NONE otherwise.
@@ -127,7 +130,7 @@ class Core(Block):
     -----
     A visit takes max(1, n16 + max(n8 even, n8 odd)) cycles and the next follows without a gap, another row of partial
     sums included. One cycle is lost where a row that must be loaded was left only two visits before and the visit
-    between took a single cycle. A command is busy for 8 cycles more than its visits take.
+    between took a single cycle. A command takes 8 cycles more than its visits, and one more if it finds the core idle.
 
     A visit whose `shift` is not in 0 .. depth - 1 has an empty window.
     """
@@ -139,6 +142,7 @@ class Core(Block):
                 "index": In(4),
                 "command": In(command_stream()),
                 "busy": Out(1),
+                "queued": Out(1),
                 "error": Out(Error),
                 "write": In(buffer_write(config)),
                 "psum_request": In(stream.Signature(12)),
@@ -358,18 +362,27 @@ class Core(Block):
         range_seen = Signal()
         m.d.comb += [
             range_error.eq(look_done & look_error & ~range_seen),
-            self.busy.eq(1),
             self.events.busy.eq(self.busy),
         ]
+        # The next command waits beside the running one.
+        following = Signal(_COMMAND, reset_less=True)
+        waiting, running, take = Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.command.ready.eq(~waiting),
+            self.busy.eq(running | waiting),
+            self.queued.eq(running & waiting),
+            running.eq(1),
+        ]
+        with m.If(self.command.valid & self.command.ready):
+            m.d.sync += [Value.cast(following).eq(self.command.payload[: _COMMAND.size]), waiting.eq(1)]
         counts = [command[f"count_{loop}"].any() for loop in _LOOPS]
         with m.If(range_error):
             m.d.comb += self.error.eq(Error.RANGE)
             m.d.sync += range_seen.eq(1)
         with m.FSM(name="state"):
             with m.State("IDLE"):
-                m.d.comb += [self.busy.eq(0), self.command.ready.eq(1)]
-                with m.If(self.command.valid):
-                    m.d.sync += Value.cast(command).eq(self.command.payload[: _COMMAND.size])
+                m.d.comb += [running.eq(0), take.eq(waiting)]
+                with m.If(waiting):
                     m.next = "START"
             with m.State("START"):
                 m.d.sync += range_seen.eq(0)
@@ -384,7 +397,12 @@ class Core(Block):
                 m.d.sync += occupied.eq(0)
                 m.next = "FLUSH"
             with m.State("FLUSH"), m.If(~(a.store | d.store)):
+                m.d.comb += take.eq(waiting)
                 m.next = "IDLE"
+                with m.If(waiting):
+                    m.next = "START"
+        with m.If(take):
+            m.d.sync += [command.eq(following), waiting.eq(0)]
         return m
 
 

@@ -37,9 +37,9 @@ class CommandProcessor(Block):
 
     Commands are fetched ahead, into room for `CommandProcessor.PREFETCH` commands, and start in order. A command is
     looked at for a cycle (unknown opcode, bits beyond its fields, cores of MULTIPLY, address of MARK), waits until the
-    units and cores of its wait masks are idle and its own unit is ready (MULTIPLY: all its cores), and is offered to it
-    in the next cycle. Bits of the wait masks without a unit or core are as if it were idle. A command can start every
-    four cycles, but also not faster than one word of the bus a cycle brings them.
+    units and cores of its wait masks are idle (`wait_queues`: not queued) and its own unit is ready (MULTIPLY: all its
+    cores), and is offered to it in the next cycle. Bits of the wait masks without a unit or core are as if it were
+    idle. A command can start every four cycles, but also not faster than one word of the bus a cycle brings them.
 
     The program ends at END, at the first error or by an abort: then nothing more is started, and when every unit is
     idle, prefetched commands have come (and been dropped), and nothing has happened for `CommandProcessor.SETTLE`
@@ -66,14 +66,15 @@ class CommandProcessor(Block):
         One request a command.
     mark : Out(memory_write_signature(config))
     load, store, vector, drain, fgmp : Out(command_stream())
-        A unit must be ready only while it is idle, whether or not `valid` is set, and stay ready until it takes a
-        command.
+        A unit may be ready whether or not `valid` is set, and must stay ready until it takes a command.
     load_busy, store_busy, vector_busy, drain_busy, fgmp_busy : In(1)
         Must be set at the latest in the second cycle after the one in which the unit took a command.
     core_command : Out(512); core_valid : Out(config.cores); core_ready : In(config.cores)
         Streams of the cores, which all have the same payload. The cores of a MULTIPLY take it in the same cycle.
     core_busy : In(config.cores)
         As for the units.
+    core_queued : In(config.cores)
+        The core has a command that it took before the last one. As early as `core_busy`.
     load_error, store_error, vector_error, drain_error, fgmp_error : In(Error)
         `Error.NONE`, or for a cycle the code of an error. At the latest `SETTLE - 3` cycles after the first cycle in
         which `busy` is low.
@@ -106,6 +107,7 @@ class CommandProcessor(Block):
             "core_valid": Out(config.cores),
             "core_ready": In(config.cores),
             "core_busy": In(config.cores),
+            "core_queued": In(config.cores),
             **{f"{unit.name.lower()}_error": In(Error) for unit in Unit},
             "core_error": In(data.ArrayLayout(Error, config.cores)),
             "vmem_error": In(1),
@@ -278,7 +280,9 @@ class CommandProcessor(Block):
             opcode.eq(command[:8]),
             unit_busy.eq(Cat(getattr(self, f"{unit.name.lower()}_busy") for unit in Unit)),
             wait_over.eq(
-                ~(header.wait_units[:units] & unit_busy).any() & ~(header.wait_cores[:cores] & self.core_busy).any()
+                ~(header.wait_units[:units] & unit_busy).any()
+                & ~(header.wait_cores[:cores] & self.core_busy).any()
+                & ~(header.wait_queues[:cores] & self.core_queued).any()
             ),
             own_ready.eq(
                 ~(target_units & ~Cat(getattr(self, unit.name.lower()).ready for unit in Unit)).any()

@@ -4,9 +4,11 @@ A command is 64 bytes, little endian: the fields of its layout from bit 0 up, th
 
 - `opcode` (8 bits),
 - `wait_units` (8 bits): a set of `Unit`s that must be idle before the command starts,
-- `wait_cores` (16 bits): likewise, one bit a core.
+- `wait_cores` (16 bits): likewise, one bit a core,
+- `wait_queues` (16 bits): cores that must have done all their commands but the last one.
 
-Commands start in program order; units then work side by side. A unit takes its next command when it is idle.
+Commands start in program order; units then work side by side. A unit takes its next command when it is idle, but a core
+and LOAD take one more while another is running.
 """
 
 from dataclasses import dataclass, field
@@ -74,7 +76,7 @@ class VectorOp(enum.Enum, shape=5):
     GREATER_EQUAL = 11  # 1.0 if a >= b else +0
 
 
-_HEADER = {"opcode": 8, "wait_units": 8, "wait_cores": 16}
+_HEADER = {"opcode": 8, "wait_units": 8, "wait_cores": 16, "wait_queues": 16}
 
 
 def _strided(name: str, base, stride, loops: str) -> dict:

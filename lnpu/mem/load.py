@@ -221,6 +221,9 @@ class LoadUnit(Block):
     words are one request, or none: the first word is not asked for if it is the last one of the block that was read
     before in this command.
 
+    A second command is taken while one is running: its blocks are fetched as soon as all of the first have been
+    requested, while those come and go to their places. LOAD_RAW waits until the unit is idle.
+
     LOAD needs 6 cycles before it walks. In the steady state it is limited by the slowest of: memory; `Aligner` and
     `Decoder`; placement, one beat a cycle, in which beats of a block that no pixel needs count too. Where an AXI word
     has 8 bytes, the lengths of 8 blocks at a time are read, so 8 blocks take no less than a read of memory.
@@ -232,9 +235,9 @@ class LoadUnit(Block):
     Members
     -------
     command : In(command_stream())
-        Ready while idle.
+        Ready while at most one command is being run, and that one needs no more requests.
     busy : Out(1)
-        From the cycle after a command has been taken until its last effect is done.
+        From the cycle after a command has been taken until the last effect of all that have been taken is done.
     error : Out(Error)
     table : Out(memory_read_signature(config))
         Reads of the length table. Its data is always taken at once.
@@ -269,50 +272,59 @@ class LoadUnit(Block):
         is_raw = Signal()
         m.d.comb += is_raw.eq(load.opcode == Opcode.LOAD_RAW)
 
+        # Two commands overlap: this one is fetched while the one before, `place_word`, is still brought to its place.
         walk = Signal(load_walk())
-        start, start_raw = Signal(), Signal()
+        place_word = Signal.like(word, name="place_word")
+        placed = data.View(LAYOUTS[Opcode.LOAD], place_word[: LAYOUTS[Opcode.LOAD].size])
+        place_walk = Signal(load_walk(), name="place_walk", reset_less=True)
+        start, hand_over, start_place, start_raw = Signal(), Signal(), Signal(), Signal()
         fetch_done, place_done, raw_done, writing = Signal(), Signal(), Signal(), Signal()
+        fetching, placing, raw_active = Signal(), Signal(), Signal()
         pending = Signal(data.StructLayout({"field": 1, "decode": 1, "range": 1}))
         step = Signal(range(4))
         valid_load, valid_raw = self._valid_load(m, load), self._valid_raw(m, raw)
 
+        reporting = Cat(pending.as_value(), self.error.as_value()).any()
+        m.d.comb += [fetching.eq(1), self.busy.eq(fetching | placing | reporting)]
         with m.FSM(name="load"):
             with m.State("idle"):
-                m.d.comb += self.command.ready.eq(1)
+                m.d.comb += [self.command.ready.eq(1), fetching.eq(0)]
                 m.d.sync += word.eq(self.command.payload)
                 with m.If(self.command.valid):
                     m.next = "check"
             with m.State("check"):
-                m.d.comb += self.busy.eq(1)
                 m.d.sync += step.eq(0)
                 with m.If(is_raw & valid_raw):
-                    m.d.comb += start_raw.eq(1)
-                    m.next = "raw"
+                    m.next = "start raw"
                 with m.Elif((load.opcode == Opcode.LOAD) & valid_load):
                     m.next = "multiply"
                 with m.Else():
                     m.d.sync += pending.field.eq(1)
-                    m.next = "finish"
+                    m.next = "idle"
             with m.State("multiply"):
-                m.d.comb += self.busy.eq(1)
                 m.d.sync += step.eq(step + 1)
                 with m.If(step == 3):
                     m.next = "start"
             with m.State("start"):
-                m.d.comb += [self.busy.eq(1), start.eq(1)]
-                m.next = "walk"
-            with m.State("walk"):
-                m.d.comb += self.busy.eq(1)
-                with m.If(fetch_done & place_done & ~writing):
-                    m.next = "finish"
-            with m.State("raw"):
-                m.d.comb += self.busy.eq(1)
-                with m.If(raw_done & ~writing):
-                    m.next = "finish"
-            with m.State("finish"):
-                m.d.comb += self.busy.eq(1)
-                with m.If(~pending.as_value().any()):
-                    m.next = "idle"
+                m.d.comb += start.eq(1)
+                m.next = "hand over"
+            with m.State("hand over"), m.If(~placing):
+                m.d.comb += hand_over.eq(1)
+                m.next = "fetch"
+            with m.State("fetch"), m.If(fetch_done):
+                m.next = "idle"
+            with m.State("start raw"), m.If(~placing):
+                m.d.comb += start_raw.eq(1)
+                m.d.sync += raw_active.eq(1)
+                m.next = "raw"
+            with m.State("raw"), m.If(raw_done & ~writing):
+                m.d.sync += raw_active.eq(0)
+                m.next = "idle"
+        m.d.sync += start_place.eq(hand_over)
+        with m.If(hand_over):
+            m.d.sync += [place_word.eq(word), place_walk.eq(walk), placing.eq(1)]
+        with m.Elif(~start_place & place_done & ~writing):
+            m.d.sync += placing.eq(0)
 
         self._products(m, load, step, walk)
 
@@ -337,7 +349,7 @@ class LoadUnit(Block):
         raw_request = stream.Signature(self.memory.request.payload.shape()).create(path=("raw_request",))
         words = stream.Signature(self.memory.response.payload.shape()).create(path=("block_words",))
         raw_words = stream.Signature(self.memory.response.payload.shape()).create(path=("raw_words",))
-        with m.If(is_raw):
+        with m.If(raw_active):
             m.d.comb += [
                 self.memory.request.payload.eq(raw_request.payload),
                 self.memory.request.valid.eq(raw_request.valid),
@@ -350,12 +362,12 @@ class LoadUnit(Block):
                 self.memory.response.ready.eq(words.ready),
             ]
         m.d.comb += [
-            request.ready.eq(self.memory.request.ready & ~is_raw),
-            raw_request.ready.eq(self.memory.request.ready & is_raw),
+            request.ready.eq(self.memory.request.ready & ~raw_active),
+            raw_request.ready.eq(self.memory.request.ready & raw_active),
             words.payload.eq(self.memory.response.payload),
-            words.valid.eq(self.memory.response.valid & ~is_raw),
+            words.valid.eq(self.memory.response.valid & ~raw_active),
             raw_words.payload.eq(self.memory.response.payload),
-            raw_words.valid.eq(self.memory.response.valid & is_raw),
+            raw_words.valid.eq(self.memory.response.valid & raw_active),
         ]
         self._fetch(m, load, walk, start, fetch_done, request, words, decoder)
         self._fetch_raw(m, raw, start_raw, raw_request)
@@ -366,7 +378,7 @@ class LoadUnit(Block):
         }))  # fmt: skip
         rows, raw_rows = target.create(path=("element_rows",)), target.create(path=("raw_rows",))
         real_beat, range_place = Signal(), Signal()
-        placing = self._place(m, load, walk, start, place_done, decoder, rows, real_beat, range_place)
+        beat_waits = self._place(m, placed, place_walk, start_place, place_done, decoder, rows, real_beat, range_place)
         self._place_raw(m, raw, start_raw, raw_done, raw_words, raw_rows)
         free, inside = Signal(), Signal()
         chosen = Signal(target.members["payload"].shape, name="vmem_next")
@@ -376,10 +388,10 @@ class LoadUnit(Block):
             rows.ready.eq(free),
             raw_rows.ready.eq(free),
             offered.eq(rows.valid | raw_rows.valid),
-            chosen.eq(Mux(is_raw, raw_rows.payload, rows.payload)),
+            chosen.eq(Mux(raw_active, raw_rows.payload, rows.payload)),
             inside.eq((chosen.address >= 0) & (chosen.address < config.vmem_rows)),
             range_error.eq(range_place | (offered & free & ~inside)),
-            writing.eq(placing | self.vmem.valid | offered),
+            writing.eq(beat_waits | self.vmem.valid | offered),
         ]
         with m.If(free):
             m.d.sync += self.vmem.valid.eq(offered & inside)
@@ -390,7 +402,7 @@ class LoadUnit(Block):
             ]
 
         m.d.sync += [
-            self.events.kind.eq(Mux(is_raw, raw.kind, load.kind)),
+            self.events.kind.eq(Mux(raw_active, raw.kind, placed.kind)),
             self.events.bits.eq(
                 Mux(raw_rows.valid & free, 32 * config.beat, Mux(real_beat, 16 * config.beat, 0)),
             ),
@@ -462,17 +474,18 @@ class LoadUnit(Block):
             m.d.comb += walk[name].eq(held)
 
     def _fetch(self, m: Module, load, walk, start, done, request, words, decoder) -> None:
-        """Request lengths and blocks; bring the blocks' words to the decoder."""
+        """Request lengths and blocks; bring the blocks' words to the decoder. `done`: all have been requested."""
         config = self.config
         word_bytes = config.axi_bits // 8
         word_bits = word_bytes.bit_length() - 1
         walker = place(m, "fetch_walker", LoadWalker(config=config, rows=False))
         pixel = walker.o.payload
+        walked = Signal(name="fetch_walked")
         m.d.comb += [walker.start.eq(start), walker.walk.eq(walk)]
         with m.If(start):
-            m.d.sync += done.eq(0)
+            m.d.sync += walked.eq(0)
         with m.Elif(walker.o.valid & walker.o.ready & pixel.last):
-            m.d.sync += done.eq(1)
+            m.d.sync += walked.eq(1)
 
         # Words of the table. One is requested only when there is room for it: it must not block the memory's data.
         ahead = max(2, 256 // config.axi_bits)
@@ -599,6 +612,7 @@ class LoadUnit(Block):
                 m.d.sync += [last_word.eq(address[word_bits:] + more), last_valid.eq(1)]
         with m.If(start):
             m.d.sync += last_valid.eq(0)
+        m.d.comb += done.eq(walked & ~(blocks.o.valid | valid1 | valid2 | valid3 | found))
 
         aligner = place(m, "aligner", Aligner(config=config))
         m.d.comb += [

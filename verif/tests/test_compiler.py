@@ -804,16 +804,20 @@ def test_operands_that_do_not_fit() -> None:
 # Hazards
 
 
-def waits(program: Program) -> list[tuple[set[Unit], int]]:
-    """Units and cores that each command waits for."""
+def waits(program: Program) -> list[tuple]:
+    """Units and cores that each command waits for, and cores whose queues it waits for if there are any."""
     return [
-        ({unit for unit in Unit if c.fields["wait_units"] >> unit & 1}, c.fields["wait_cores"])
+        (
+            {unit for unit in Unit if c.fields["wait_units"] >> unit & 1},
+            c.fields["wait_cores"],
+            *([c.fields["wait_queues"]] if c.fields["wait_queues"] else []),
+        )
         for c in program.commands
         if "wait_units" in c.fields
     ]
 
 
-def emitted(*commands: tuple[Opcode, list[Region], list[Region], dict]) -> list[tuple[set[Unit], int]]:
+def emitted(*commands: tuple[Opcode, list[Region], list[Region], dict]) -> list[tuple]:
     """Waits of commands that read and write these regions."""
     program = Program(TINY)
     for opcode, reads, writes, fields in commands:
@@ -838,8 +842,11 @@ def test_hazards() -> None:
     assert emitted((store, [A], [], {}), (vector, [B], [BOTH], {}))[1] == ({Unit.STORE}, 0)
     assert emitted((store, [A], [], {}), (vector, [A], [B], {}))[1] == (set(), 0)
     assert emitted((load, [], [A], {}), (vector, [B], [B], {}))[1] == (set(), 0)
-    # A unit takes a command only when it is idle, so what it did before is over.
-    assert emitted((load, [], [A], {}), (Opcode.LOAD_RAW, [], [B], {}), (vector, [A], [], {}))[2] == (set(), 0)
+    # A unit takes a command only when it is idle, so what it did before is over; but LOAD takes a second one.
+    assert emitted((vector, [], [A], {}), (vector, [], [B], {}), (store, [A], [], {}))[2] == (set(), 0)
+    raw = (Opcode.LOAD_RAW, [], [B], {})
+    assert emitted((load, [], [A], {}), raw, (vector, [A], [], {}))[2] == ({Unit.LOAD}, 0)
+    assert emitted((load, [], [A], {}), raw, raw, (vector, [A], [], {}))[3] == (set(), 0)
     assert emitted((load, [], [A], {}), (Opcode.LOAD_RAW, [A], [A], {}))[1] == (set(), 0)
     # What has been waited for is over, for good; others are not.
     assert emitted((load, [], [A], {}), (vector, [A], [], {}), (store, [A], [], {}))[2] == (set(), 0)
@@ -864,6 +871,16 @@ def test_hazards_of_cores() -> None:
     assert emitted(load, multiply, (Opcode.LOAD, [], [sparse(0, 0)], {}))[2] == (set(), 1)
     # The sums that are drained are not started anew.
     assert emitted(multiply, drain, multiply)[1:] == [(set(), 1), ({Unit.DRAIN}, 0)]
+    # A core takes a second command: what only the one before it uses is free when that has begun.
+    second = (Opcode.MULTIPLY, [sparse(0, 1)], [Region("psum 0", 1, 2)], {"cores": 1})
+    free, third = (Opcode.LOAD, [], [sparse(0, 0)], {}), (Opcode.LOAD, [], [sparse(0, 1)], {})
+    assert emitted(multiply, second, free)[2] == (set(), 0, 1)
+    assert emitted(multiply, second, drain)[2] == (set(), 0, 1)
+    assert emitted(multiply, second, third)[2] == (set(), 1)
+    assert emitted(multiply, second, free, drain)[3] == (set(), 0)  # once waited for, over
+    assert emitted(multiply, second, free, third)[3] == (set(), 1)
+    assert emitted(multiply, second, second, free)[3] == (set(), 0)
+    assert emitted(multiply, other, second, (Opcode.LOAD, [], [sparse(0, 0), sparse(1, 0)], {}))[3] == (set(), 2, 1)
 
 
 def test_marks() -> None:
