@@ -15,13 +15,14 @@ TORCH ?= 1
 CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help system setup setup-test setup-study train-step fgmp-study check test verilog lint waves clean
+.PHONY: help system setup setup-test setup-study train-step bench fgmp-study check test verilog lint waves clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
 	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
+	@echo '  SET=full|small, BATCH, ONLY, JSON, REPORT, REPORT_ONLY=1, BASELINE, UPDATE=1 for bench (CONFIG=paper, of small tiny),'
 	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
 
 # Programs that pip cannot install.
@@ -66,6 +67,12 @@ option = $(if $($(1)),--$(2) '$($(1))')
 train-step: setup ## Run training steps on the simulated chip and check them bit for bit
 	@$(BIN)/lnpu train-step $(call option,CONFIG,config) $(call option,WIDTH,width) $(call option,IMAGE,image) \
 	    $(call option,BATCH,batch) $(call option,STEPS,steps) $(call option,SEED,seed) $(call option,DATA,data)
+
+# CONFIG is tiny for the other targets; here its default is the command's: paper, tiny for the small set.
+bench: setup ## Measure cycles of single operations against the peak, compare with benchmarks/baseline.json
+	@$(BIN)/lnpu bench $(if $(filter-out file,$(origin CONFIG)),$(call option,CONFIG,config)) $(call option,SET,set) \
+	    $(call option,BATCH,batch) $(call option,ONLY,only) $(call option,JSON,json) $(call option,REPORT,report) \
+	    $(call option,BASELINE,baseline) $(if $(UPDATE),--update-baseline) $(if $(REPORT_ONLY),--report-only)
 
 fgmp-study: setup-study ## Train a network in FP32, FP16, FP8 and FGMP and compare accuracy and size
 	@$(BIN)/lnpu fgmp-study $(call option,DATA,data) $(call option,WIDTH,width) $(call option,IMAGE,image) \
