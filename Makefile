@@ -15,13 +15,14 @@ TORCH ?= 1
 CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help system setup setup-test setup-study train-step fgmp-study check test verilog lint waves clean
+.PHONY: help system setup setup-test setup-study train-step resnet18 nightly fgmp-study check test verilog lint waves clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
 	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
+	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18,'
 	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
 
 # Programs that pip cannot install.
@@ -38,7 +39,7 @@ system:
 
 setup: system $(VENV)/.setup ## Make .venv with everything that train-step needs
 setup-test: system $(VENV)/.setup-test ## Add what the tests need
-setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for fgmp-study, and some tests
+setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for resnet18, fgmp-study, and some tests
 
 $(BIN)/python:
 	@echo 'making $(VENV)'
@@ -66,6 +67,19 @@ option = $(if $($(1)),--$(2) '$($(1))')
 train-step: setup ## Run training steps on the simulated chip and check them bit for bit
 	@$(BIN)/lnpu train-step $(call option,CONFIG,config) $(call option,WIDTH,width) $(call option,IMAGE,image) \
 	    $(call option,BATCH,batch) $(call option,STEPS,steps) $(call option,SEED,seed) $(call option,DATA,data)
+
+# The configuration is `paper` unless it was asked for another one.
+resnet18 nightly: CONFIG := $(if $(filter file,$(origin CONFIG)),paper,$(CONFIG))
+
+resnet18: setup-study ## Run every operation of a full-size ResNet-18 step on `paper`, bit for bit
+	@$(BIN)/lnpu replay $(call option,CONFIG,config) $(call option,WIDTH,width) $(call option,IMAGE,image) \
+	    $(call option,BATCH,batch) $(call option,SEED,seed) $(call option,DATA,data) \
+	    $(call option,RESULTS,results) $(call option,SCHEDULER,scheduler) --json build/reports/resnet18.json
+
+nightly: setup-study ## Run an operation of each layer shape of ResNet-18 for 224x224 images, likewise
+	@$(BIN)/lnpu replay $(call option,CONFIG,config) --image 224 --stem imagenet --acc-bits 100 --batch 1 --distinct \
+	    $(call option,SEED,seed) $(call option,DATA,data) \
+	    $(call option,RESULTS,results) $(call option,SCHEDULER,scheduler) --json build/reports/nightly.json
 
 fgmp-study: setup-study ## Train a network in FP32, FP16, FP8 and FGMP and compare accuracy and size
 	@$(BIN)/lnpu fgmp-study $(call option,DATA,data) $(call option,WIDTH,width) $(call option,IMAGE,image) \
