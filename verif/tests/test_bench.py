@@ -339,11 +339,11 @@ def test_results_file(few, tmp_path, capsys):
 
 def test_source_hash(monkeypatch):
     """Of the RTL's, the compiler's and the golden model's sources, wherever they are."""
-    seen = {path.name for path in runs.imported_files("lnpu.sim.chip") | runs.imported_files("golden")}
+    seen = {path.name for path in runs.imported_sources("lnpu.sim.chip") | runs.imported_sources("golden")}
     assert {"chip.py", "load.py", "pe.py", "weight_grad.py", "driver.py", "conv.py", "exact.py"} <= seen
     before = source_hash()
     assert before == source_hash() and re.fullmatch("[0-9a-f]{16}", before)
-    monkeypatch.setattr(runs, "imported_files", lambda module: set())
+    monkeypatch.setattr(runs, "imported_sources", lambda module: set())
     assert source_hash() != before
 
 

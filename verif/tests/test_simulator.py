@@ -171,7 +171,7 @@ def test_build_error_shows_the_log(monkeypatch, tmp_path):
 
 
 def test_sources_of_the_chip_are_found():
-    names = {path.name for path in build_module.imported_files("lnpu.interfaces")}
+    names = {path.name for path in build_module.imported_sources("lnpu.interfaces")}
     assert {"interfaces.py", "config.py", "formats.py", "commands.py"} <= names
     assert "simulator.py" not in names
 

@@ -191,12 +191,13 @@ def test_measured_gradients(tmp_path):
     """A whole measurement of a small network: FP16 is close, FP8 less so; results of older code are left out."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("distributed")
+    from lnpu.results import write_json
     from lnpu.study.cluster import run_study
     from lnpu.study.data import load_data
     from lnpu.study.gradient_error import GradientRun, cases, policy_by_share
     from lnpu.study.kernels import store
     from lnpu.study.report import read_study
-    from lnpu.study.runs import Run, write_json
+    from lnpu.study.runs import Run
 
     x = torch.randn(40, 8, 16, generator=torch.Generator().manual_seed(0)) * 3
     x[x < -3] = 0

@@ -14,10 +14,11 @@ import pytest
 torch = pytest.importorskip("torch")
 distributed = pytest.importorskip("distributed")
 
+from lnpu.results import read_result, result_path  # noqa: E402
 from lnpu.study.cluster import StudyError, run_study  # noqa: E402
 from lnpu.study.data import Batches, StudyData, load_data  # noqa: E402
 from lnpu.study.gradient_error import GradientRun  # noqa: E402
-from lnpu.study.runs import Run, read_result, result_path, train  # noqa: E402
+from lnpu.study.runs import Run, train  # noqa: E402
 
 SMALL = {"width": 4, "image": 8, "batch": 96, "flip": False, "padding": 1, "rate": 0.05}
 
@@ -111,38 +112,11 @@ def test_local_cluster(data, tmp_path):
     assert result_path(tmp_path, good).stat().st_mtime_ns == written
 
 
-@pytest.fixture
-def scheduler(tmp_path):
-    """Address of a scheduler with one worker, both started as their users do."""
-    file = tmp_path / "scheduler.json"
-    commands = (
-        ["scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)],
-        ["worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard", "--death-timeout", "60"],
-    )
-    processes = []
-    try:
-        for command in commands:
-            with (tmp_path / f"{command[0]}.log").open("w") as log:
-                processes.append(
-                    subprocess.Popen([sys.executable, "-m", "dask", *command], stdout=log, stderr=log, cwd=tmp_path)
-                )
-        yield file
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            process.wait(30)
-
-
 def test_killed_worker_of_an_external_scheduler(data, tmp_path, scheduler):
     deadline = time.monotonic() + 60
-    while not scheduler.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    with distributed.Client(scheduler_file=str(scheduler)) as client:
+    with distributed.Client(scheduler) as client:
         client.wait_for_workers(1, timeout=60)
         (pid,) = client.run(os.getpid).values()
-        address = client.scheduler.address
     run = Run(format="dynamic", seed=0, data=data.digest, epochs=6, **SMALL)
     results = tmp_path / "results"
     checkpoint = results / "checkpoints" / f"{run.name}.pt"
@@ -158,7 +132,7 @@ def test_killed_worker_of_an_external_scheduler(data, tmp_path, scheduler):
 
     thread = threading.Thread(target=kill)
     thread.start()
-    (result,) = run_study([run], data, results, scheduler=address)
+    (result,) = run_study([run], data, results, scheduler=scheduler)
     thread.join()
     assert killed and not Path(f"/proc/{pid}").exists()
     assert timeless(result) == timeless(train(run, data))
