@@ -6,13 +6,14 @@ into per-channel rows (coefficients) and tiles.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lnpu.compiler.program import Program
+from lnpu.compiler.program import Emission, Program, interleaved
 from lnpu.compiler.tensor import RawTensor, Tensor
-from lnpu.compiler.tiles import Tile, VectorBuilder, tiles_of
+from lnpu.compiler.tiles import Tile, VectorBuilder, run_rows, tiles_of
 from lnpu.config import BLOCK
 from lnpu.ctrl.commands import VectorOp as Op
 from lnpu.formats import F16_INF
@@ -113,17 +114,22 @@ class Workspace:
         compute: Callable[[Tile, list[int], bool], None],
         store: Callable[[Tile, list[int]], None] | None = None,
     ) -> None:
-        """Run over the tiles of a channel block in two sets of `operands` areas: loads run ahead of the computation."""
-        places, size = self.areas(2 * operands)
-        halves = places[:operands], places[operands:]
+        """Run over the tiles of a channel block in three sets of `operands` areas (two if the tiles are large): while
+        one tile is computed, the next is loaded and the one before stored."""
+        program = self.program
+        sets = 3 if self.areas(3 * operands)[1] >= run_rows(tensor, self.beat) else 2
+        places, size = self.areas(sets * operands)
+        at = [places[i : i + operands] for i in range(0, len(places), operands)]
         tiles = list(tiles_of(tensor, self.beat, size, block))
-        load(tiles[0], halves[0])
+        stores: list[Emission] = []
+        load(tiles[0], at[0])
         for i, tile in enumerate(tiles):
-            compute(tile, halves[i % 2], i == 0)
-            if i + 1 < len(tiles):
-                load(tiles[i + 1], halves[(i + 1) % 2])
-            if store is not None:
-                store(tile, halves[i % 2])
+            here = at[i % sets]
+            computes = program.record(partial(compute, tile, here, i == 0))
+            loads = program.record(partial(load, tiles[i + 1], at[(i + 1) % sets])) if i + 1 < len(tiles) else []
+            program.play(interleaved(computes, loads, stores))
+            stores = program.record(partial(store, tile, here)) if store is not None else []
+        program.play(stores)
 
 
 def check_sum(space: Workspace, name: str, count: int) -> None:
@@ -302,8 +308,7 @@ def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, dy: Tensor, norm: N
         def compute(tile: Tile, at: list[int], first: bool) -> None:
             size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
             v.vector(Op.MUL, at[0], at[0], a, **size, broadcast="b")
-            v.vector(Op.MUL, at[1], at[1], big_b, **size, broadcast="b")
-            v.vector(Op.ADD, at[0], at[0], at[1], **size)
+            v.vector(Op.MULADD, at[0], at[1], big_b, at[0], **size, broadcast="b")
             v.vector(Op.ADD, at[0], at[0], big_c, **size, broadcast="b")
 
         def store(tile: Tile, at: list[int]) -> None:
@@ -453,12 +458,10 @@ def lower_max_pool_grad(
 def _sgd(space: Workspace, optimiser: Optimiser, decay: float, w: int, m: int, g: int, rows: int) -> None:
     """One update step on `rows` rows at w, m (updated in place) and g (destroyed)."""
     v = space.vectors
-    space.program.loss_scalings.append(len(space.program.commands))
-    v.vector(Op.MUL, g, g, rounded(1.0 / optimiser.loss_scale), inner=rows)
+    v.vector(Op.MUL, g, g, rounded(1.0 / optimiser.loss_scale), inner=rows, loss_scaling=1)
     v.vector(Op.MULADD, g, w, rounded(decay), g, inner=rows)
     v.vector(Op.MULADD, m, m, rounded(optimiser.momentum), g, inner=rows)
-    v.vector(Op.MUL, g, m, rounded(optimiser.rate), inner=rows)
-    v.vector(Op.SUB, w, w, g, inner=rows)
+    v.vector(Op.MULADD, w, m, rounded(-optimiser.rate), w, inner=rows)  # w - m * rate
 
 
 def lower_update(

@@ -5,7 +5,7 @@ The chip starts commands in order and lets units work side by side; a command na
 commands in a good order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from lnpu.compiler.tensor import RawTensor, Tensor
 from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Unit
 
-__all__ = ["Mark", "Program", "Region"]
+__all__ = ["Emission", "Mark", "Program", "Region", "interleaved", "merged"]
 
 
 class Region(NamedTuple):
@@ -36,6 +36,25 @@ class Mark:
     phase: str
     address: int
     macs_dense: int = 0
+
+
+@dataclass(frozen=True)
+class Emission:
+    """A command that is to be emitted, and what it touches."""
+
+    opcode: Opcode
+    reads: list[Region]
+    writes: list[Region]
+    fields: dict[str, int]
+    loss_scaling: bool = False
+
+    def merges(self, other: "Emission") -> bool:
+        """Whether the two are MULTIPLYs that differ in their cores alone."""
+        return (
+            self.opcode is other.opcode is Opcode.MULTIPLY
+            and self.fields | {"cores": 0} == other.fields | {"cores": 0}
+            and not self.fields["cores"] & other.fields["cores"]
+        )
 
 
 _UNITS = {
@@ -75,6 +94,7 @@ class Program:
         self.marks: list[Mark] = []
         self.loss_scalings: list[int] = []
         self.open: list[Tensor] = []
+        self._recorded: list[Emission] | None = None
         # What each unit (or core) may still be doing: what its last commands read and write, oldest first.
         self._busy: dict[tuple[str, int], list[tuple[list[Region], list[Region]]]] = {}
 
@@ -84,10 +104,42 @@ class Program:
         return Region(f"memory {tensor.name}")
 
     def emit(
-        self, opcode: Opcode, *, reads: Iterable[Region] = (), writes: Iterable[Region] = (), **fields: int
+        self,
+        opcode: Opcode,
+        *,
+        reads: Iterable[Region] = (),
+        writes: Iterable[Region] = (),
+        loss_scaling: int = 0,
+        **fields: int,
     ) -> None:
-        """Append a command that touches these regions."""
-        reads, writes = list(reads), list(writes)
+        """Append a command that touches these regions. `loss_scaling`: 1 if it is one of `loss_scalings`."""
+        emission = Emission(opcode, list(reads), list(writes), fields, bool(loss_scaling))
+        if self._recorded is not None:
+            self._recorded.append(emission)
+        else:
+            self._append(emission)
+
+    def record(self, body: Callable[[], None]) -> list[Emission]:
+        """What `body` emits, without emitting it."""
+        before, self._recorded = self._recorded, []
+        try:
+            body()
+            return self._recorded
+        finally:
+            self._recorded = before
+
+    def play(self, emissions: Iterable[Emission]) -> None:
+        """Emit what was recorded."""
+        for emission in emissions:
+            if self._recorded is not None:
+                self._recorded.append(emission)
+            else:
+                self._append(emission)
+
+    def _append(self, emission: Emission) -> None:
+        opcode, reads, writes, fields = emission.opcode, emission.reads, emission.writes, emission.fields
+        if emission.loss_scaling:
+            self.loss_scalings.append(len(self.commands))
         if opcode is Opcode.MULTIPLY:
             own = [("core", core) for core in range(self.config.cores) if fields["cores"] >> core & 1]
         else:
@@ -150,3 +202,28 @@ class Program:
     def size(self) -> int:
         """Bytes of the memory image."""
         return COMMAND_BYTES * len(self.commands)
+
+
+def interleaved(*sequences: list[Emission]) -> list[Emission]:
+    """The sequences mixed evenly, each in its order; where places are equal, the earlier sequence first."""
+    places = [
+        (index / len(sequence), number, index, emission)
+        for number, sequence in enumerate(sequences)
+        for index, emission in enumerate(sequence)
+    ]
+    return [emission for *_, emission in sorted(places, key=lambda place: place[:3])]
+
+
+def merged(emissions: Iterable[Emission]) -> list[Emission]:
+    """The same with MULTIPLYs that differ in their cores alone made one, where the first of them is."""
+    result: list[Emission] = []
+    for emission in emissions:
+        for index, before in enumerate(result):
+            if before.merges(emission):
+                cores = before.fields["cores"] | emission.fields["cores"]
+                reads, writes = before.reads + emission.reads, before.writes + emission.writes
+                result[index] = Emission(Opcode.MULTIPLY, reads, writes, before.fields | {"cores": cores})
+                break
+        else:
+            result.append(emission)
+    return result

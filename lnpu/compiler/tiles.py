@@ -9,7 +9,7 @@ from lnpu.compiler.program import Program, Region
 from lnpu.compiler.tensor import RawTensor, Tensor
 from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
-__all__ = ["STATISTICS", "Tile", "VectorBuilder", "float_bits", "inside", "tiles_of"]
+__all__ = ["STATISTICS", "Tile", "VectorBuilder", "float_bits", "inside", "run_rows", "tiles_of"]
 
 STATISTICS = Region("FGMP statistics")
 """What STORE of a dynamic tensor adds to and ADAPT uses."""
@@ -49,6 +49,11 @@ class Tile:
         return self.lines * self.pixels * self.rows, self.pixels * self.rows, self.rows
 
 
+def run_rows(tensor: Tensor, beat: int) -> int:
+    """Rows of the vector memory that the smallest tile of `tensor` takes: a run of encoded blocks."""
+    return tensor.block_channels // beat * min(tensor.width, tensor.run_pixels) * tensor.run_lines
+
+
 def tiles_of(tensor: Tensor, beat: int, rows: int, block: int) -> Iterator[Tile]:
     """Tiles that cover channel block `block` of `tensor`, each within `rows` rows of the vector memory.
 
@@ -63,8 +68,7 @@ def tiles_of(tensor: Tensor, beat: int, rows: int, block: int) -> Iterator[Tile]
         if lines < tensor.height:
             lines -= lines % tensor.run_lines
     if not pixels or not lines:
-        run = per_pixel * min(tensor.width, tensor.run_pixels) * tensor.run_lines
-        raise ValueError(f"a run of {tensor.name} takes {run} rows, not {rows}")
+        raise ValueError(f"a run of {tensor.name} takes {run_rows(tensor, beat)} rows, not {rows}")
     images = max(1, min(tensor.images, rows // (per_pixel * pixels * lines))) if lines == tensor.height else 1
     for image in range(0, tensor.images, images):
         for line in range(0, tensor.height, lines):
@@ -238,6 +242,7 @@ class VectorBuilder:
         outer: int = 1,
         inner: int,
         broadcast: str = "",
+        loss_scaling: int = 0,
     ) -> None:
         """`op` on `outer` x `inner` rows. A float operand is an immediate; operands named in `broadcast` ("a", "b",
         "c") are per-channel rows, the same for every outer step."""
@@ -257,6 +262,7 @@ class VectorBuilder:
             Opcode.VECTOR,
             reads=reads,
             writes=[self.rows(dst, size)],
+            loss_scaling=loss_scaling,
             op=op.value,
             outer=outer,
             inner=inner,
