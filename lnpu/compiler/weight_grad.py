@@ -261,12 +261,15 @@ class WeightGradLowering:
         per_pixel = out.block_channels // config.beat
 
         def store(job: _Job) -> None:
-            for i, (r, _) in enumerate(job.taps_r):
-                for j, (s, _) in enumerate(job.taps_s):
-                    tap = r * self.shape.kernel_width + s
-                    tile = Tile(0, 1, tap, 1, job.channel, job.channels, job.block, per_pixel)
-                    place = job.place + (i * len(job.taps_s) + j) * tile.size
-                    epilogue(tile, place, False, self.scratch)
+            taps = [r * self.shape.kernel_width + s for r, _ in job.taps_r for s, _ in job.taps_s]
+            first = 0
+            for index, tap in enumerate(taps):  # taps that follow each other are stored together
+                if index + 1 < len(taps) and taps[index + 1] == tap + 1:
+                    continue
+                count = index + 1 - first
+                tile = Tile(0, 1, taps[first], count, job.channel, job.channels, job.block, per_pixel)
+                epilogue(tile, job.place + first * job.channels * per_pixel, False, self.scratch)
+                first = index + 1
 
         channels = range(0, out.block_channels, self.cores_o * config.lanes)
         for channel in channels:
