@@ -59,9 +59,10 @@ class Chip(Block):
         registers = place(m, "registers", Registers(config=config))
         processor = place(m, "processor", CommandProcessor(config=config))
         counters = place(m, "counters", Counters(config=config))
-        reader = place(m, "reader", AxiReader(config=config, clients=3))
+        reader = place(m, "reader", AxiReader(config=config, clients=5))
         writer = place(m, "writer", AxiWriter(config=config, clients=3))
         load = place(m, "load", LoadUnit(config=config))
+        load_dense = place(m, "load_dense", LoadUnit(config=config))
         store = place(m, "store", StoreUnit(config=config))
         vector = place(m, "vector", VectorUnit(config=config))
         vmem = place(m, "vmem", VectorMemory(config=config))
@@ -69,7 +70,7 @@ class Chip(Block):
         cores = [place(m, f"core_{i}", Core(config=config)) for i in range(config.cores)]
         fgmp = place(m, "fgmp", FgmpController(config=config))
         records = place(m, "records", RecordWriter(config=config))
-        units = {"load": load, "store": store, "vector": vector, "drain": drain}
+        units = {"load": load, "load_dense": load_dense, "store": store, "vector": vector, "drain": drain}
 
         # Buses.
         wiring.connect(m, wiring.flipped(self.control), registers.axi)
@@ -78,6 +79,8 @@ class Chip(Block):
         wiring.connect(m, processor.fetch, reader.client0)
         wiring.connect(m, load.table, reader.client1)
         wiring.connect(m, load.memory, reader.client2)
+        wiring.connect(m, load_dense.table, reader.client3)
+        wiring.connect(m, load_dense.memory, reader.client4)
         wiring.connect(m, store.memory, writer.client0)
         wiring.connect(m, processor.mark, writer.client1)
         wiring.connect(m, records.memory, writer.client2)
@@ -117,7 +120,8 @@ class Chip(Block):
                 processor.core_busy[i].eq(core.busy),
                 processor.core_queued[i].eq(core.queued),
                 processor.core_error[i].eq(core.error),
-                core.write.eq(load.write),
+                core.fill_sparse.eq(load.write),
+                core.fill_dense.eq(load_dense.write),
             ]
         m.d.comb += [
             processor.vmem_error.eq(vmem.error),
@@ -127,6 +131,7 @@ class Chip(Block):
 
         # Vector memory.
         wiring.connect(m, load.vmem, vmem.write_load)
+        m.d.comb += load_dense.vmem.ready.eq(1)  # it has no commands for it
         wiring.connect(m, drain.write, vmem.write_drain)
         wiring.connect(m, vector.write, vmem.write_vector)
         wiring.connect(m, store.read, vmem.read_store)
@@ -166,6 +171,8 @@ class Chip(Block):
             counters.writer.eq(writer.events),
             counters.load.plain.eq(load.events.bits),
             counters.load.kind.eq(load.events.kind),
+            counters.load_dense.plain.eq(load_dense.events.bits),
+            counters.load_dense.kind.eq(load_dense.events.kind),
             counters.store.zero.eq(store.events.zero),
             counters.store.underflow.eq(store.events.underflow),
             counters.store.fp8.eq(store.events.fp8),

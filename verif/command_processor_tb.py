@@ -10,7 +10,7 @@ from cocotb.triggers import RisingEdge
 
 from lnpu.config import ChipConfig
 from lnpu.ctrl.command_processor import CommandProcessor
-from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Unit, layout_of
+from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Target, Unit, layout_of
 from lnpu.ctrl.counters import COUNTERS
 from lnpu.fgmp.controller import TENSOR_STATE, FgmpController
 from lnpu.interfaces import Error, memory_read_signature, memory_write_signature
@@ -40,7 +40,16 @@ UNIT_OF = {
     Opcode.STATE: Unit.FGMP,
     Opcode.COMMIT: Unit.FGMP,
 }
-UNITS = ("load", "store", "vector", "drain", "fgmp")
+
+
+def unit_of(command: Command) -> Unit | None:
+    """Where a command goes."""
+    if command.opcode is Opcode.LOAD and command.fields.get("target") == Target.DENSE.value:
+        return Unit.LOAD_DENSE
+    return UNIT_OF.get(command.opcode)
+
+
+UNITS = ("load", "store", "vector", "drain", "fgmp", "load_dense")
 N = len(UNITS)  # of units and cores in one list, the units are the first ones
 TENSORS = {
     Opcode.LOAD: ("tensor",),
@@ -302,8 +311,8 @@ class Chip:
             expected = [0] * N + [command.fields["cores"] >> core & 1 for core in range(CORES)]
             payload = int(dut.core_command.value)
         else:
-            expected = [int(UNIT_OF.get(command.opcode) == i) for i in range(N)] + [0] * CORES
-            payload = int(getattr(dut, f"{UNITS[UNIT_OF[command.opcode]]}__payload").value)
+            expected = [int(unit_of(command) == i) for i in range(N)] + [0] * CORES
+            payload = int(getattr(dut, f"{UNITS[unit_of(command)]}__payload").value)
         assert valid == expected, f"command {number}: {command.opcode}"
         resolved = self._ordered.resolve(command)
         assert payload == int.from_bytes(resolved.encode(), "little"), f"command {number}: not {resolved}"
@@ -530,7 +539,7 @@ async def every_wait_bit(dut):
     """Long jobs everywhere, then a command that waits for just one unit or core."""
     chip = await begin(dut, 2, longest_job=300)
     everyone = [Command(Opcode.LOAD), Command(Opcode.STORE_RAW), Command(Opcode.VECTOR), Command(Opcode.DRAIN)]
-    everyone.append(Command(Opcode.COMMIT, tensor=1))
+    everyone += [Command(Opcode.COMMIT, tensor=1), Command(Opcode.LOAD, target=Target.DENSE.value)]
     everyone += [Command(Opcode.MULTIPLY, cores=1 << core) for core in range(CORES)]
     program = []
     waits = [{"wait_units": 1 << bit} for bit in range(N)]

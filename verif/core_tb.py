@@ -88,11 +88,11 @@ class Bench:
         self.index = config.cores - 1
         self.random = rng()
         self.edge = RisingEdge(dut.clk)
-        self.sparse = BufferWriter(dut.write, config, config.rows, config.depth, self.random)
-        self.dense = BufferWriter(dut.write, config, config.dense_rows, config.lanes, self.random)
+        self.sparse = BufferWriter(dut.fill_sparse, config, config.rows, config.depth, self.random)
+        self.dense = BufferWriter(dut.fill_dense, config, config.dense_rows, config.lanes, self.random)
         self.decoy = {
-            True: BufferWriter(dut.write, config, config.dense_rows, config.lanes, self.random),
-            False: BufferWriter(dut.write, config, config.rows, config.depth, self.random),
+            True: BufferWriter(dut.fill_dense, config, config.dense_rows, config.lanes, self.random),
+            False: BufferWriter(dut.fill_sparse, config, config.rows, config.depth, self.random),
         }
         self.psums = [Sums(config.lanes) for _ in range(config.psum_rows)]
         self.density, self.mixture = 0.5, 0.5
@@ -103,10 +103,15 @@ class Bench:
         dut.index.value = self.index
         dut.command__valid.value = dut.command__payload.value = 0
         dut.psum_request__valid.value = dut.psum_request__payload.value = dut.psum_hold.value = 0
-        self.sparse.idle()
+        self.idle()
         await start(dut)
         await self.fill()
         await self.run(initialise=1, count_n=self.config.psum_rows, psum_n=1)
+
+    def idle(self) -> None:
+        """Noise without `valid` on both ports."""
+        self.sparse.idle()
+        self.dense.idle()
 
     def elements(self) -> tuple[np.ndarray, np.ndarray]:
         """A beat of the streamed operand."""
@@ -153,19 +158,19 @@ class Bench:
                         fields = {"dense": int(dense), "cores": 1 << self.index}
                         writer.beat(page, row, column, transpose, data, code, **fields)
                         await self.edge
-        self.sparse.idle()
+        self.idle()
 
     def random_write(self, sparse_page: int, dense_page: int) -> None:
-        """A beat into a page, of either buffer, that the running command does not read; sometimes none."""
+        """A beat into a page, of each buffer, that the running command does not read; sometimes none."""
         random, beat = self.random, self.config.beat
-        if random.random() < 0.1:
-            return self.sparse.idle()
-        dense = bool(random.integers(2))
-        writer, page = (self.dense, 1 - dense_page) if dense else (self.sparse, 1 - sparse_page)
-        transpose = bool(random.integers(2))
-        row, column = int(random.integers(writer.rows)), int(random.integers(writer.columns))
-        row, column = (row - row % beat, column) if transpose else (row, column - column % beat)
-        return self.put(dense, page, row, column, transpose)
+        self.idle()
+        for writer, page, dense in ((self.dense, 1 - dense_page, True), (self.sparse, 1 - sparse_page, False)):
+            if random.random() < 0.3:
+                continue
+            transpose = bool(random.integers(2))
+            row, column = int(random.integers(writer.rows)), int(random.integers(writer.columns))
+            row, column = (row - row % beat, column) if transpose else (row, column - column % beat)
+            self.put(dense, page, row, column, transpose)
 
     def visits(self, fields: dict) -> list[Visit]:
         """The visits of a command in order."""
@@ -242,7 +247,7 @@ class Bench:
             assert events["busy"] < 100_000, "does not end"
         dut.psum_hold.value = 0
         dut.psum_request__valid.value = 0
-        self.sparse.idle()
+        self.idle()
 
         if not legal:
             assert errors == [Error.FIELD.value], f"errors {errors}"
@@ -311,7 +316,7 @@ class Bench:
                 break
             busy += int(dut.busy.value)
             assert busy < 100_000, "does not end"
-        self.sparse.idle()
+        self.idle()
         assert seen == errors, f"errors {seen}, not {errors}"
         if not errors:
             assert busy == wanted - behind, f"{busy} cycles, not {wanted} less {behind}"

@@ -18,11 +18,12 @@ from verif.agents import pack, start
 from verif.runner import parameters, rng
 
 CONFIG = ChipConfig(**parameters()["config"])
-BITS = ("busy", "started", "load_busy", "store_busy", "vector_busy", "drain_busy")
+BITS = ("busy", "started", "load_busy", "load_dense_busy", "store_busy", "vector_busy", "drain_busy")
 LAYOUTS = {
     "reader": reader_events_layout(),
     "writer": writer_events_layout(),
     "load": load_events_layout(),
+    "load_dense": load_events_layout(),
     "store": store_events_layout(),
 }
 
@@ -62,10 +63,10 @@ class Bench:
             )  # fmt: skip
             for name, value in others.items():
                 getattr(dut, name).value = pack(LAYOUTS[name], value)
-            reader, writer, load, store = others.values()
+            reader, writer, load, load_dense, store = others.values()
             model["cycles"] += bits["busy"]
             model["commands"] += bits["started"]
-            for unit in ("load", "store", "vector", "drain"):
+            for unit in ("load", "load_dense", "store", "vector", "drain"):
                 model[f"{unit}_busy"] += bits[f"{unit}_busy"]
             for counter, event in (
                 ("core_busy", "busy"), ("mac16", "mac16"), ("mac8", "mac8"), ("skipped_zero", "zeros"),
@@ -81,6 +82,7 @@ class Bench:
                 ("read_bits", reader["kind"], reader["beat"] * CONFIG.axi_bits),
                 ("write_bits", writer["kind"], writer["beat"] * CONFIG.axi_bits),
                 ("plain_read_bits", load["kind"], load["plain"]),
+                ("plain_read_bits", load_dense["kind"], load_dense["plain"]),
                 ("plain_write_bits", store["kind"], store["plain"]),
             ):
                 model[f"{counter}_{TensorKind(kind).name.lower()}"] += amount
@@ -113,6 +115,7 @@ async def list_of_counters(dut):
     """The order of docs/architecture.md."""
     names = [
         "cycles", "commands", "core_busy", "mac16", "mac8", "skipped_zero", "skipped_padding", "visits", "load_busy",
+        "load_dense_busy",
         "store_busy", "vector_busy", "drain_busy", "read_beats", "write_beats", "read_wait", "stored_zero",
         "stored_underflow", "stored_fp8", "stored_fp16",
     ]  # fmt: skip

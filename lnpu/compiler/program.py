@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lnpu.compiler.tensor import RawTensor, Tensor
 from lnpu.config import ChipConfig
-from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Unit
+from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Target, Unit
 
 __all__ = ["Emission", "Mark", "Program", "Region", "interleaved", "merged"]
 
@@ -70,8 +70,8 @@ _UNITS = {
 }
 
 _DEPTHS = {"core": 2, "unit": 1}
-_DEPTH = {("unit", int(Unit.LOAD)): 2}
-"""Commands that a core, a unit, LOAD may have taken and not yet done."""
+_DEPTH = {("unit", int(unit)): 2 for unit in (Unit.LOAD, Unit.LOAD_DENSE)}
+"""Commands that a core, a unit, a LOAD unit may have taken and not yet done."""
 
 
 class Program:
@@ -143,7 +143,8 @@ class Program:
         if opcode is Opcode.MULTIPLY:
             own = [("core", core) for core in range(self.config.cores) if fields["cores"] >> core & 1]
         else:
-            own = [("unit", int(_UNITS[opcode]))]
+            dense = opcode is Opcode.LOAD and fields.get("target") == Target.DENSE.value
+            own = [("unit", int(Unit.LOAD_DENSE if dense else _UNITS[opcode]))]
         waits = {"unit": 0, "core": 0, "queue": 0}
         for key, commands in self._busy.items():
             if key in own:

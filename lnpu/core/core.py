@@ -114,8 +114,9 @@ class Core(Block):
     error : Out(Error)
         For one cycle, while busy: FIELD for a command that is dropped because a count is zero, RANGE (once a command)
         if visits were skipped because an address was outside its buffer. NONE otherwise.
-    write : In(buffer_write(config))
-        Taken in every cycle. Must not change what the running command reads.
+    fill_sparse, fill_dense : In(buffer_write(config))
+        Beats of the sparse and of the dense buffer, taken in every cycle. Must not change what the running command
+        reads.
     psum_request : In(stream.Signature(12))
         Number of a row of partial sums to read. Ready unless a row of partial sums is being loaded for the PEs.
     psum_hold : In(1)
@@ -144,7 +145,8 @@ class Core(Block):
                 "busy": Out(1),
                 "queued": Out(1),
                 "error": Out(Error),
-                "write": In(buffer_write(config)),
+                "fill_sparse": In(buffer_write(config)),
+                "fill_dense": In(buffer_write(config)),
                 "psum_request": In(stream.Signature(12)),
                 "psum_hold": In(1),
                 "psum": Out(data.ArrayLayout(psum_layout(config.acc_bits), config.lanes)),
@@ -166,10 +168,9 @@ class Core(Block):
         walk = place(m, "walk", VisitWalk())
         skip = place(m, "skip", ZeroSkip(config=config))
 
-        mine = Signal()
-        m.d.comb += mine.eq(self.write.valid & (self.write.cores >> self.index)[0])
-        for buffer, selected in ((sparse, ~self.write.dense), (dense, self.write.dense)):
-            m.d.comb += [buffer.write.eq(self.write), buffer.write.valid.eq(mine & selected)]
+        for buffer, write, is_dense in ((sparse, self.fill_sparse, 0), (dense, self.fill_dense, 1)):
+            mine = write.valid & (write.cores >> self.index)[0] & (write.dense == is_dense)
+            m.d.comb += [buffer.write.eq(write), buffer.write.valid.eq(mine)]
 
         command = Signal(_COMMAND, reset_less=True)
         m.d.comb += walk.command.eq(command)

@@ -5,7 +5,7 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
-from lnpu.ctrl.commands import COMMAND_BYTES, Opcode, Unit, layout_of
+from lnpu.ctrl.commands import COMMAND_BYTES, Opcode, Target, Unit, layout_of
 from lnpu.ctrl.counters import COUNTERS, Counters
 from lnpu.ctrl.registers import control_signature
 from lnpu.fgmp.controller import TENSOR_STATE, FgmpController
@@ -15,7 +15,7 @@ from lnpu.interfaces import Error, command_stream, memory_read_signature, memory
 
 __all__ = ["CommandProcessor"]
 
-_UNITS = {
+_UNITS = {  # LOAD to dense buffers goes to LOAD_DENSE
     Unit.LOAD: (Opcode.LOAD, Opcode.LOAD_RAW),
     Unit.STORE: (Opcode.STORE, Opcode.STORE_RAW),
     Unit.VECTOR: (Opcode.VECTOR,),
@@ -65,9 +65,9 @@ class CommandProcessor(Block):
     fetch : Out(memory_read_signature(config))
         One request a command.
     mark : Out(memory_write_signature(config))
-    load, store, vector, drain, fgmp : Out(command_stream())
+    load, load_dense, store, vector, drain, fgmp : Out(command_stream())
         A unit may be ready whether or not `valid` is set, and must stay ready until it takes a command.
-    load_busy, store_busy, vector_busy, drain_busy, fgmp_busy : In(1)
+    load_busy, load_dense_busy, store_busy, vector_busy, drain_busy, fgmp_busy : In(1)
         Must be set at the latest in the second cycle after the one in which the unit took a command.
     core_command : Out(512); core_valid : Out(config.cores); core_ready : In(config.cores)
         Streams of the cores, which all have the same payload. The cores of a MULTIPLY take it in the same cycle.
@@ -75,7 +75,7 @@ class CommandProcessor(Block):
         As for the units.
     core_queued : In(config.cores)
         The core has a command that it took before the last one. As early as `core_busy`.
-    load_error, store_error, vector_error, drain_error, fgmp_error : In(Error)
+    load_error, load_dense_error, store_error, vector_error, drain_error, fgmp_error : In(Error)
         `Error.NONE`, or for a cycle the code of an error. At the latest `SETTLE - 3` cycles after the first cycle in
         which `busy` is low.
     core_error : In(ArrayLayout(Error, config.cores))
@@ -298,6 +298,10 @@ class CommandProcessor(Block):
                     for unit, opcodes in _UNITS.items():
                         if known in opcodes:
                             m.d.comb += target_units[unit].eq(1)
+                    if known is Opcode.LOAD:
+                        load = data.View(layout_of(known), command[: layout_of(known).size])
+                        dense = load.target == Target.DENSE
+                        m.d.comb += [target_units[Unit.LOAD].eq(~dense), target_units[Unit.LOAD_DENSE].eq(dense)]
                     if known is Opcode.MULTIPLY:
                         m.d.comb += target_cores.eq(multiply.cores)
                         m.d.sync += bad_field.eq((multiply.cores == 0) | multiply.cores[cores:].any())

@@ -8,7 +8,7 @@ A command is 64 bytes, little endian: the fields of its layout from bit 0 up, th
 - `wait_queues` (16 bits): cores that must have done all their commands but the last one.
 
 Commands start in program order; units then work side by side. A unit takes its next command when it is idle, but a core
-and LOAD take one more while another is running.
+and the two LOAD units take one more while another is running.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Opcode(enum.Enum, shape=8):
 
     END = 0x00  # wait for every unit, then raise the interrupt
     NOP = 0x01  # only waits
-    LOAD = 0x02  # encoded tensor -> sparse buffers, dense buffers or vector memory
+    LOAD = 0x02  # encoded tensor -> sparse buffers, dense buffers (by a unit of its own) or vector memory
     STORE = 0x03  # vector memory -> encoded tensor
     LOAD_RAW = 0x04  # FP32 words -> vector memory
     STORE_RAW = 0x05  # vector memory -> FP32 words
@@ -47,6 +47,7 @@ class Unit(enum.IntEnum):
     VECTOR = 2
     DRAIN = 3
     FGMP = 4  # the dynamic ratio controller
+    LOAD_DENSE = 5  # LOAD to dense buffers; LOAD is all others
 
 
 class Target(enum.Enum, shape=2):

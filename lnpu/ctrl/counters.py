@@ -1,6 +1,6 @@
 """The performance counters: their list, and the hardware that counts."""
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -38,7 +38,8 @@ COUNTERS: dict[str, str] = {
     "skipped_zero": "Zeros skipped in walked masks",
     "skipped_padding": "Padding skipped in walked masks",
     "visits": "Visits of the cores",
-    "load_busy": "Cycles in which the LOAD unit was busy",
+    "load_busy": "Cycles in which the LOAD unit of sparse buffers and vector memory was busy",
+    "load_dense_busy": "Cycles in which the LOAD unit of dense buffers was busy",
     "store_busy": "Cycles in which the STORE unit was busy",
     "vector_busy": "Cycles in which the vector unit was busy",
     "drain_busy": "Cycles in which the DRAIN unit was busy",
@@ -103,9 +104,9 @@ class Counters(Block):
     started : In(1)
         A command starts in this cycle.
     cores : In(ArrayLayout(core_events_layout(), config.cores))
-    load_busy, store_busy, vector_busy, drain_busy : In(1)
+    load_busy, load_dense_busy, store_busy, vector_busy, drain_busy : In(1)
     reader : In(reader_events_layout()); writer : In(writer_events_layout())
-    load : In(load_events_layout()); store : In(store_events_layout())
+    load, load_dense : In(load_events_layout()); store : In(store_events_layout())
     clear : In(1)
         Set all counters to zero (what is reported in the same cycle may still count).
     snapshot : In(1)
@@ -126,12 +127,14 @@ class Counters(Block):
             "started": In(1),
             "cores": In(data.ArrayLayout(core_events_layout(), config.cores)),
             "load_busy": In(1),
+            "load_dense_busy": In(1),
             "store_busy": In(1),
             "vector_busy": In(1),
             "drain_busy": In(1),
             "reader": In(reader_events_layout()),
             "writer": In(writer_events_layout()),
             "load": In(load_events_layout()),
+            "load_dense": In(load_events_layout()),
             "store": In(store_events_layout()),
             "clear": In(1),
             "snapshot": In(1),
@@ -175,6 +178,7 @@ class Counters(Block):
         reader = registered(self.reader, "reader_events")
         writer = registered(self.writer, "writer_events")
         load = registered(self.load, "load_events")
+        load_dense = registered(self.load_dense, "load_dense_events")
         store = registered(self.store, "store_events")
         cores = self._sum_of_cores(m)
 
@@ -190,7 +194,7 @@ class Counters(Block):
             "visits": cores["visit"],
             **{
                 f"{unit}_busy": registered(getattr(self, f"{unit}_busy"), f"{unit}_is_busy")
-                for unit in ("load", "store", "vector", "drain")
+                for unit in ("load", "load_dense", "store", "vector", "drain")
             },
             "read_beats": reader.beat,
             "write_beats": writer.beat,
@@ -206,11 +210,22 @@ class Counters(Block):
             with m.If(self.clear):
                 m.d.sync += count.eq(0)
 
+        # What the two LOAD units ask for may be of different kinds.
+        counts = []
+        for member in TensorKind:
+            label = f"plain_read_bits_{member.name.lower()}"
+            values[label] = count = Signal(COUNTER_BITS, name=label)
+            counts.append(count)
+            bits = [Mux(unit.kind == member.value, unit.plain, 0) for unit in (load, load_dense)]
+            increment = Signal(len(load.plain) + 1, name=f"{label}_increment", reset_less=True)
+            m.d.sync += [increment.eq(bits[0] + bits[1]), count.eq(count + increment)]
+        with m.If(self.clear):
+            m.d.sync += [count.eq(0) for count in counts]
+
         # One adder serves the counters of all kinds: a cycle's events are of one kind.
         for name, kind, increment, shift in (
             ("read_bits", reader.kind, reader.beat, word_shift),
             ("write_bits", writer.kind, writer.beat, word_shift),
-            ("plain_read_bits", load.kind, load.plain, 0),
             ("plain_write_bits", store.kind, store.plain, 0),
         ):
             old = Signal(COUNTER_BITS - shift, name=f"{name}_old")

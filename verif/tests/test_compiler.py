@@ -24,7 +24,7 @@ from lnpu.compiler.tensor import MemoryMap, Tensor, padded_channels
 from lnpu.compiler.tiles import Tile
 from lnpu.compiler.training import Formats, TrainingStep
 from lnpu.config import EDGE, PAPER, TINY, ChipConfig
-from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Unit
+from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Target, Unit
 from lnpu.driver import Host, Trainer
 from lnpu.formats import SLOT_BYTES, TensorKind
 from lnpu.loss_scaling import LossScaler, LossScaling
@@ -845,6 +845,9 @@ def test_hazards() -> None:
     # A unit takes a command only when it is idle, so what it did before is over; but LOAD takes a second one.
     assert emitted((vector, [], [A], {}), (vector, [], [B], {}), (store, [A], [], {}))[2] == (set(), 0)
     raw = (Opcode.LOAD_RAW, [], [B], {})
+    dense = (load, [], [B], {"target": Target.DENSE.value})  # by another unit
+    assert emitted((load, [], [A], {}), dense, (vector, [A, B], [], {}))[2] == ({Unit.LOAD, Unit.LOAD_DENSE}, 0)
+    assert emitted(dense, (load, [], [B], {}))[1] == ({Unit.LOAD_DENSE}, 0)
     assert emitted((load, [], [A], {}), raw, (vector, [A], [], {}))[2] == ({Unit.LOAD}, 0)
     assert emitted((load, [], [A], {}), raw, raw, (vector, [A], [], {}))[3] == (set(), 0)
     assert emitted((load, [], [A], {}), (Opcode.LOAD_RAW, [A], [A], {}))[1] == (set(), 0)
