@@ -9,7 +9,16 @@ from lnpu.compiler.tiles import inside
 from lnpu.config import BLOCK
 from lnpu.ctrl.commands import Opcode, Target
 
-__all__ = ["PageCache", "block_parts", "load_sparse", "page_regions", "power_of_two", "psum_regions", "real_lanes"]
+__all__ = [
+    "PageCache",
+    "block_parts",
+    "load_sparse",
+    "page_regions",
+    "power_of_two",
+    "psum_regions",
+    "real_lanes",
+    "speed_up_of",
+]
 
 
 class PageCache:
@@ -46,6 +55,13 @@ def page_regions(buffer: str, cores: int, page: int) -> list[Region]:
 def real_lanes(channels: int, lanes: int) -> int:
     """How many of `lanes` lanes are among the `channels` channels that are left; the others are padding."""
     return max(0, min(lanes, channels))
+
+
+def speed_up_of(streamed: Tensor) -> float:
+    """How much faster than dense FP16 the products of this operand are taken to be, to choose tiles: half of it zeros,
+    and pairs of what is in FP8."""
+    policy = streamed.policy
+    return 1.5 if policy.hi_bits == 0 and policy.above == "fp16" else 3.5
 
 
 def psum_regions(cores: int, start: int, rows: int) -> list[Region]:

@@ -12,6 +12,7 @@ from lnpu.compiler.buffers import (
     power_of_two,
     psum_regions,
     real_lanes,
+    speed_up_of,
 )
 from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cut
 from lnpu.compiler.pipeline import Pipeline, Product, Result
@@ -27,9 +28,6 @@ __all__ = ["DirectLowering"]
 _COMMAND = 32
 """Cycles, about, that LOAD or DRAIN needs for a command besides its elements."""
 
-_SPEED_UP = 3
-"""How many times faster than dense FP16 products are taken to be: zeros are skipped, FP8 goes in pairs."""
-
 
 def _plan(
     program: Program,
@@ -43,8 +41,9 @@ def _plan(
     budget: int,
     teams: int,
     lanes: int,
+    speed_up: float,
 ) -> Plan:
-    """Choose the tile and the tap groups: the fewest cycles of the slower of cores and LOAD, then the fewest loads.
+    """Choose the tile and the tap groups: the fewest cycles of the slowest of cores and LOAD units, and few loads.
 
     Parameters
     ----------
@@ -60,6 +59,8 @@ def _plan(
         Tiles that are worked on side by side.
     lanes : int
         Output channels that a team works on at a time.
+    speed_up : float
+        How much faster than dense FP16 products may be.
     """
     config = program.config
     lattice_h = max(axis.out_count for axis in axes_h)
@@ -87,14 +88,18 @@ def _plan(
         # A line costs more than its pixels: words that it has only a part of.
         sparse = phases * reloads * (_COMMAND + count * (lines + halo_r - 1) * (pixels + halo_s) * depth / config.beat)
         dense = groups * phases * _COMMAND + taps * depth * min(lanes, out.block_channels) / config.beat
-        tiles = -(-images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels) * out.planes
+        of_plane = -(-images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels)
+        tiles = of_plane * out.planes
         rounds = -(-tiles // teams) * chunks
-        loads = steps_k * (min(teams, tiles) * sparse + dense)
-        products = steps_k * outputs * taps * depth / _SPEED_UP
+        if of_plane % teams:  # some rounds are of two planes or more
+            dense *= min(out.planes, 1 + (min(teams, tiles) - 1) / of_plane)
+        sparse *= steps_k * min(teams, tiles)
+        dense *= steps_k
+        products = steps_k * outputs * taps * depth / speed_up
         if 2 * outputs > config.psum_rows:  # teams drain one after the other, before they go on
             drain = _COMMAND + outputs * min(config.lanes, out.block_channels) / config.beat
-            products += max(drain, min(teams, tiles) * drain - outputs * taps_r * taps_s * depth / _SPEED_UP)
-        return rounds * (max(products, loads) + loads / 4)
+            products += max(drain, min(teams, tiles) * drain - outputs * taps_r * taps_s * depth / speed_up)
+        return rounds * (max(products, sparse, dense) + (sparse + dense) / 4)
 
     for taps_r, taps_s in sorted({(max_r, max_s), (1, max_s), (1, 1)}):
         if taps_r * taps_s * depth > config.dense_rows:
@@ -188,6 +193,7 @@ class DirectLowering:
             budget,
             self.cores_m,
             self.cores_o * self.config.lanes,
+            speed_up_of(source),
         )
         outputs = self.plan.images * self.plan.lines * self.plan.pixels
         # With room for two tiles' partial sums, one drains while the other adds up.

@@ -13,6 +13,7 @@ from lnpu.compiler.buffers import (
     power_of_two,
     psum_regions,
     real_lanes,
+    speed_up_of,
 )
 from lnpu.compiler.geometry import Axis, Box, Convolution, Plan, Taps, boxes_of, cut, forward_axes
 from lnpu.compiler.pipeline import Pipeline, Product, Result
@@ -27,9 +28,6 @@ __all__ = ["WeightGradLowering"]
 
 _COMMAND = 32
 """Cycles, about, that LOAD or DRAIN needs for a command besides its elements."""
-
-_SPEED_UP = 3
-"""How many times faster than dense FP16 products are taken to be: zeros are skipped, FP8 goes in pairs."""
 
 
 @dataclass(frozen=True)
@@ -165,14 +163,15 @@ class WeightGradLowering:
             # A line costs more than its pixels: words that it has only a part of.
             x = images * (lines + halo_r - 1) * (pixels + halo_s) * self.loaded / config.beat
             dy = images * lines * (pixels + 1) * chunk / config.beat
-            loads = sources * (_COMMAND + x) + self.cores_o * _COMMAND + dy
-            products = _COMMAND / 2 + plan.sums * (0.5 + images * lines * pixels / _SPEED_UP)
+            x = sources * (_COMMAND + x)
+            dy += self.cores_o * _COMMAND
+            products = _COMMAND / 2 + plan.sums * (0.5 + images * lines * pixels / speed_up_of(self.x))
             drain = _COMMAND + plan.sums * min(config.lanes, chunk) / config.beat
             drains = side_by_side * self.cores_o * drain
-            sums = boxes * max(products, loads)
+            sums = boxes * max(products, x, dy)
             if 2 * plan.sums > config.psum_rows:  # teams drain one after the other, before they go on
                 sums += max(drain, drains - products)
-            return rounds * (max(sums, drains) + boxes * loads / 4)
+            return rounds * (max(sums, drains) + boxes * (x + dy) / 4)
 
         for halo in sorted({(max_r, max_s), (1, max_s), (1, 1)}):
             for taps_r in {1, halo[0]}:
