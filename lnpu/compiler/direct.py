@@ -220,7 +220,7 @@ class DirectLowering:
                 )
                 self.tiles_placed += 1
             self._batch(batch)
-        self.pipeline.end_round([])
+        self.pipeline.run()
 
     def _epilogue(
         self,
@@ -340,7 +340,7 @@ class DirectLowering:
             mask = self._mask(members, [o])
             dense_pages[block, o] = self._load_dense(mask, first, lanes[o], k, depth, taps_r, taps_s)
 
-        def load_sparse(m: int) -> None:
+        def load_source(m: int) -> None:
             halo_r, halo_s = (axis_h.taps, axis_w.taps) if plan.whole else (taps_r, taps_s)
             mask = self._mask([m], lanes)
             sparse[m] = self._load_sparse(
@@ -374,7 +374,9 @@ class DirectLowering:
         blocks = sorted({jobs[m].block for m in working})
         self.pipeline.step(
             [partial(load_dense, block, o) for block in blocks for o in lanes],
-            [Product(m, partial(load_sparse, m), partial(multiply, m)) for m in working],
+            [Product(m, partial(load_source, m), partial(multiply, m)) for m in working],
+            # Tap groups whose source tiles are the same follow each other.
+            key=(jobs[0].block, jobs[0].box, k, (axis_h, axis_w) if plan.whole else group),
         )
 
     def _mask(self, groups_m: Iterable[int], groups_o: Iterable[int]) -> int:

@@ -6,7 +6,7 @@ of *steps*, in which a team works on what its buffers hold at a time.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from lnpu.compiler.program import Emission, Program, merged
@@ -42,8 +42,15 @@ class Result:
     epilogue: Emit | None = None
 
 
+@dataclass(frozen=True)
+class _Step:
+    shared: Sequence[Emit]
+    products: Sequence[Product]
+    key: Hashable
+
+
 class Pipeline:
-    """Emits the commands of a lowering.
+    """Collects the steps and rounds of a lowering, then emits its commands.
 
     Parameters
     ----------
@@ -55,38 +62,75 @@ class Pipeline:
 
     def __init__(self, program: Program, *, double: bool) -> None:
         self.program, self.double = program, double
+        self._records: list[_Step | Sequence[Result]] = []
         self._begun = False
         self._results: list[Result] = []  # of the round before; not yet drained
         self._background: deque[Emission] = deque()
         self._stores: list[Emission] = []  # of the last epilogue: they come after the next one's computation
 
-    def step(self, shared: Sequence[Emit], products: Sequence[Product]) -> None:
-        """Emit a step: loads for several teams, then each product's load and MULTIPLYs."""
-        for load in shared:
+    def step(self, shared: Sequence[Emit], products: Sequence[Product], key: Hashable = None) -> None:
+        """Add a step: loads for several teams, then each product's load and MULTIPLYs.
+
+        Steps with the same `key` (other than None) follow each other and have the same products' loads; those of the
+        next key are spread over them. A load that is there already must emit nothing.
+        """
+        self._records.append(_Step(shared, products, key))
+
+    def end_round(self, results: Sequence[Result]) -> None:
+        """The partial sums are complete once the steps so far are done."""
+        self._records.append(results)
+
+    def run(self) -> None:
+        """Emit everything."""
+        steps = [record for record in self._records if isinstance(record, _Step)]
+        following = list(range(1, len(steps) + 1))  # step with the next key
+        for index in range(len(steps) - 2, -1, -1):
+            if steps[index].key is not None and steps[index].key == steps[index + 1].key:
+                following[index] = following[index + 1]
+        index = fetched = 0
+        for record in self._records:
+            if isinstance(record, _Step):
+                self._step(record)
+                ahead = following[index]
+                if record.key is not None and ahead < len(steps):
+                    fetched = self._prefetch(steps[ahead].products, fetched, ahead - index)
+                index += 1
+                if index == ahead:
+                    fetched = 0
+            else:
+                self._flush()
+                self._results = list(record)
+        self._flush()
+
+    def _step(self, step: _Step) -> None:
+        for load in step.shared:
             self._load(load)
         if not self._begun:  # nothing computes yet: each team begins as soon as it can
             self._begun = True
-            for product in products:
+            for product in step.products:
                 product.load()
                 product.multiply()
             return
-        for product in products:
+        for product in step.products:
             self._load(product.load)
         if self.double or not self._results:
-            multiplies = [emission for product in products for emission in self.program.record(product.multiply)]
+            multiplies = [emission for product in step.products for emission in self.program.record(product.multiply)]
             self.program.play(merged(multiplies))
         else:
-            for product in products:
+            for product in step.products:
                 self._drain(product.team)
                 product.multiply()
         self._to_background()
 
-    def end_round(self, results: Sequence[Result]) -> None:
-        """The partial sums are complete once the steps so far are done."""
-        self.flush()
-        self._results = list(results)
+    def _prefetch(self, products: Sequence[Product], fetched: int, steps: int) -> int:
+        """Emit some loads of the next key, of which `fetched` are there and all must be after `steps` such calls;
+        returns how many are there then."""
+        count = -(-(len(products) - fetched) // steps)
+        for product in products[fetched : fetched + count]:
+            self._load(product.load)
+        return fetched + count
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """Emit every drain and epilogue that is due."""
         self._to_background()
         self._background.extend(self._stores)

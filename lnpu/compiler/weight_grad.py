@@ -235,7 +235,7 @@ class WeightGradLowering:
             job.place = self.areas[number % len(self.areas)]
         for start in range(0, len(jobs), self.cores_m):
             self._batch(jobs[start : start + self.cores_m], epilogue)
-        self.pipeline.end_round([])
+        self.pipeline.run()
         self._zeros(epilogue)
 
     def _zeros(self, epilogue: Epilogue) -> None:
