@@ -1,6 +1,6 @@
 """The processing element: one FP16 or two FP8 products a cycle into an exact accumulator."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -11,6 +11,9 @@ __all__ = ["Pe"]
 
 _LSB = 2
 """The exponents of two factors (at least 1 each) add to at least 2, where a product's LSB is the accumulator's."""
+
+_LOW = 62
+"""Bits of the lower part of the sum."""
 
 
 class Pe(Block):
@@ -100,34 +103,60 @@ class Pe(Block):
             shift_low.eq(exponent_low + b1.exponent),
             load.eq(self.load),
         ]
-        infinite = Cat(
-            self.enable[0] & (a0.top | b0.top),
-            self.enable[1] & pair & b1.top,
-        )
-        nan = Cat(
-            a0.nan | b0.nan | (a0.zero & b0.top) | (a0.top & b0.zero),
-            b1.nan | a1.zero,
-        )
-        m.d.sync += special.eq(
-            Cat((infinite & nan).any(), (infinite & ~nan & ~sign).any(), (infinite & ~nan & sign).any())
-        )
+        infinite = (self.enable[0] & (a0.top | b0.top), self.enable[1] & pair & b1.top)
+        nan = (a0.nan | b0.nan | (a0.zero & b0.top) | (a0.top & b0.zero), b1.nan | a1.zero)
+        m.d.sync += special.eq(0)
+        with m.If(infinite[0] | infinite[1]):
+            m.d.sync += special.eq(
+                Cat(
+                    (infinite[0] & nan[0]) | (infinite[1] & nan[1]),
+                    (infinite[0] & ~nan[0] & ~sign[0]) | (infinite[1] & ~nan[1] & ~sign[1]),
+                    (infinite[0] & ~nan[0] & sign[0]) | (infinite[1] & ~nan[1] & sign[1]),
+                )
+            )
 
-        # Stage 2.
-        sum_ = Signal(signed(self.acc_bits), reset_less=True)
+        # Stage 2. The sum is in two parts, so that a native simulation computes with words of 64 bits. Sign bits come
+        # from a choice of two constants: as copies of a bit they would be extracted one by one.
+        high = self.acc_bits - _LOW
+        sum_low = Signal(_LOW, reset_less=True)
+        sum_high = Signal(high, reset_less=True)
         flags = Signal(3, reset_less=True)
         psum = self.psum_i
-        term_high = Signal(signed(self.acc_bits))
-        term_low = Signal(signed(self.acc_bits))
-        m.d.comb += [
-            term_high.eq(((product_high << shift_high) << 7) >> _LSB),
-            term_low.eq((product_low << shift_low) >> _LSB),
-        ]
+        terms_low, terms_high = [], []
+        for name, product, shift, up in (
+            ("high", product_high, shift_high, 7 - _LSB),
+            ("low", product_low, shift_low, -_LSB),
+        ):
+            near = Signal(len(product) + 31, name=f"near_{name}")
+            far = shift[5]  # by 32 more
+            shifted = Signal(64, name=f"shifted_{name}")
+            fill = Signal(high, name=f"fill_{name}")
+            term_low = Signal(_LOW, name=f"term_{name}_low")
+            term_high = Signal(high, name=f"term_{name}_high")
+            m.d.comb += [
+                near.eq(product << shift[:5]),
+                fill.eq(Mux(product[-1], (1 << high) - 1, 0)),
+                shifted.eq(Mux(far, Cat(Const(0, 32), near[:32]), Cat(near, fill))),
+                term_low.eq(Cat(Const(0, up), shifted) if up > 0 else shifted[-up:]),
+                term_high.eq(Mux(far, Cat(near[_LOW - up - 32 :], fill), fill)),
+            ]
+            terms_low.append(term_low)
+            terms_high.append(term_high)
+        bits_low, carries_low, carry_low = _compressed(
+            m, "low", Mux(load, psum.acc[:_LOW], sum_low), *terms_low, carry=Const(0, 1)
+        )
+        bits_high, carries_high, _ = _compressed(
+            m, "high", Mux(load, psum.acc[_LOW:], sum_high), *terms_high, carry=carry_low
+        )
+        next_low = Signal(_LOW + 1)
+        m.d.comb += next_low.eq(bits_low + carries_low)
         m.d.sync += [
-            sum_.eq(Mux(load, psum.acc.as_signed(), sum_) + term_high + term_low),
+            sum_low.eq(next_low),
+            sum_high.eq((Cat(next_low[_LOW], bits_high) + Cat(next_low[_LOW], carries_high))[1:]),
             flags.eq(Mux(load, Cat(psum.nan, psum.pinf, psum.ninf), flags) | special),
         ]
         m.d.comb += [
-            self.psum_o.acc.eq(sum_),
+            self.psum_o.acc.eq(Cat(sum_low, sum_high)),
             Cat(self.psum_o.nan, self.psum_o.pinf, self.psum_o.ninf).eq(flags),
         ]
         return m
@@ -150,3 +179,18 @@ class _Fp16:
 def _negated(value, negative):
     """`value` or -`value`, one bit wider."""
     return (Cat(value ^ negative.replicate(len(value)), negative) + negative)[: len(value) + 1].as_signed()
+
+
+def _compressed(m, name, a, b, c, carry):
+    """Three words of one width as two with the same sum modulo 2^width: bits, and carries from `carry` up.
+
+    The third value is the carry out of the top.
+    """
+    width = len(a)
+    words = [Signal(width, name=f"{name}_{i}") for i in range(3)]
+    m.d.comb += [signal.eq(word) for signal, word in zip(words, (a, b, c), strict=True)]
+    x, y, z = words
+    bits = Signal(width, name=f"{name}_bits")
+    majority = Signal(width, name=f"{name}_majority")
+    m.d.comb += [bits.eq(x ^ y ^ z), majority.eq((x & y) | ((x ^ y) & z))]
+    return bits, Cat(carry, majority[:-1]), majority[-1]
