@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         help="speed of single operations on the simulated chip, each compared bit for bit with the golden model",
         description="Measures cycles of single operations against the peak of the cores and of the bus. Results are "
         "kept: of a run that was stopped, or of more cases, only what is missing is run. Exit status 1 on a mismatch, "
-        "or if a case takes 2%% more cycles than the baseline.",
+        "or if a case takes 2% more cycles than the baseline.",
     )
     bench.add_argument("--config", help=f"configuration: {names} (default: paper, tiny for the small set)")
     bench.add_argument("--set", default="full", choices=SETS, help="cases (default: full)")
