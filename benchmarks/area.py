@@ -38,8 +38,8 @@ def blocks_of(config: ChipConfig) -> dict[str, tuple[Block, int]]:
     """The blocks, and how many a chip has."""
     return {
         "encoder": (Encoder(config=config), 1),
-        "decoder": (Decoder(config=config), 1),
-        "aligner of LOAD": (Aligner(config=config), 1),
+        "decoder": (Decoder(config=config), 2),
+        "aligner of LOAD": (Aligner(config=config), 2),
         "controller": (FgmpController(config=config), 1),
         "PE": (Pe(acc_bits=config.acc_bits), config.cores * config.lanes),
     }

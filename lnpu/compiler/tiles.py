@@ -247,6 +247,8 @@ class VectorBuilder:
         """`op` on `outer` x `inner` rows. A float operand is an immediate; operands named in `broadcast` ("a", "b",
         "c") are per-channel rows, the same for every outer step."""
         size = outer * inner
+        # With per-channel rows the loops are exchanged: the unit then reads such a row once for all pixels.
+        loops = {"outer": inner, "inner": outer} if broadcast else {"outer": outer, "inner": inner}
         fields: dict[str, int] = {}
         reads = []
         for name, operand in (("a", a), ("b", b), ("c", c)):
@@ -256,7 +258,8 @@ class VectorBuilder:
                 fields |= {f"{name}_immediate": 1, f"immediate_{name}": float_bits(operand)}
                 continue
             shared = name in broadcast
-            fields |= {name: operand, f"{name}_outer": 0 if shared else inner, f"{name}_inner": 1}
+            steps = (1, 0 if shared else inner) if broadcast else (inner, 1)
+            fields |= {name: operand, f"{name}_outer": steps[0], f"{name}_inner": steps[1]}
             reads.append(self.rows(operand, inner if shared else size))
         self.program.emit(
             Opcode.VECTOR,
@@ -264,11 +267,10 @@ class VectorBuilder:
             writes=[self.rows(dst, size)],
             loss_scaling=loss_scaling,
             op=op.value,
-            outer=outer,
-            inner=inner,
+            **loops,
             dst=dst,
-            dst_outer=inner,
-            dst_inner=1,
+            dst_outer=1 if broadcast else inner,
+            dst_inner=inner if broadcast else 1,
             **fields,
         )
 

@@ -46,8 +46,9 @@ BEAT = data.StructLayout(
 class VectorUnit(Block):
     """Executes VECTOR commands; `lnpu.ctrl.commands` has the fields and operations.
 
-    A command without DIV or SQRT takes one cycle a beat and operand that is in memory, and at least one a beat, as long
-    as the memory grants every cycle. DIV and SQRT compute one element after the other. Rows are read in order, and
+    A command without DIV or SQRT takes one cycle a row that it reads, and at least one a beat, as long as the memory
+    grants every cycle. Of an operand b or c whose inner stride is 0, a row is read once for all the inner indices; b is
+    not read where its walk is that of a. DIV and SQRT compute one element after the other. Rows are read in order, and
     written in order after they were read: `dst` may be the same walk as an operand. SUM_OUT ignores a, b and c, and
     writes its row for each inner index. Nothing but the two loops and the operation is checked here; the vector memory
     checks the addresses.
@@ -152,12 +153,26 @@ class VectorUnit(Block):
         first = Signal(reset_less=True)
         end = Signal()
 
+        b_is_a = Signal(reset_less=True)
+        still_b, still_c = Signal(reset_less=True), Signal(reset_less=True)  # the row stays over the inner loop
+        m.d.sync += [
+            b_is_a.eq(
+                (command.a == command.b) & (command.a_outer == command.b_outer) & (command.a_inner == command.b_inner)
+            ),
+            still_b.eq(command.b_inner == 0),
+            still_c.eq(command.c_inner == 0),
+        ]
+        need_b, need_c = Signal(), Signal()  # for this beat
+        m.d.comb += [
+            need_b.eq(reads_b & ~b_is_a & (first | ~still_b)),
+            need_c.eq(reads_c & (first | ~still_c)),
+        ]
         with m.Switch(operand):
             with m.Case(Operand.A):
-                m.d.comb += last_operand.eq(rounding | ~(reads_b | reads_c))
-                m.d.comb += next_operand.eq(Mux(reads_b, Operand.B, Operand.C))
+                m.d.comb += last_operand.eq(rounding | ~(need_b | need_c))
+                m.d.comb += next_operand.eq(Mux(need_b, Operand.B, Operand.C))
             with m.Case(Operand.B):
-                m.d.comb += last_operand.eq(~reads_c)
+                m.d.comb += last_operand.eq(~need_c)
                 m.d.comb += next_operand.eq(Operand.C)
             with m.Default():
                 m.d.comb += last_operand.eq(1)
@@ -223,6 +238,9 @@ class VectorUnit(Block):
             for which, register in zip(Operand, (a, b, c), strict=True):
                 with m.Case(which):
                     m.d.sync += register.eq(self.read.row)
+                    if which is Operand.A:
+                        with m.If(reads_b & b_is_a):
+                            m.d.sync += b.eq(self.read.row)
 
         # Division: the unit takes element 0 of the operands, which rotate by an element at each result. After `beat`
         # results they are in a, in their places.
