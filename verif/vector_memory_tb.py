@@ -17,6 +17,11 @@ LAYOUT = vmem_write(CONFIG)
 ROW_BITS = 32 * CONFIG.beat
 
 
+def bank_of(address: int) -> int:
+    """Which bank a row is in."""
+    return (address ^ address >> 1 ^ address >> 2) & 1
+
+
 class Checker:
     """Samples the ports at every clock edge and compares them with a model.
 
@@ -32,6 +37,7 @@ class Checker:
         self.counts = dict.fromkeys(WRITES + READS, 0)
         self.errors = 0
         self.collisions = 0  # a read and a write of one row in one cycle
+        self.together = 0  # cycles in which both banks served writes, or reads
         self.held = 0  # cycles in which a port's row was checked after another port had read
         self.expected: dict[str, int | None] = dict.fromkeys(READS)
         self._waiting = dict.fromkeys(WRITES + READS, 0)
@@ -43,21 +49,25 @@ class Checker:
         self._rows = {name: getattr(dut, f"{name}__row") for name in READS}
         self._task = cocotb.start_soon(self._run())
 
-    def _served(self, names) -> tuple[str, int] | None:
-        """The port of `names` that is served in this cycle and its payload; checks that one is if any asks."""
-        served, asked = [], []
-        for name in names:
-            valid, ready, payload = self._handles[name]
-            if int(valid.value):
-                asked.append(name)
-                if int(ready.value):
-                    served.append((name, int(payload.value)))
-                    self.counts[name] += 1
-        assert len(served) == bool(asked), f"{[name for name, _ in served]} of {asked} served"
-        for name in asked:
-            self._waiting[name] = 0 if served[0][0] == name else self._waiting[name] + 1
-            assert self._waiting[name] < len(names), f"{name} starves"
-        return served[0] if served else None
+    def _served(self, names) -> list[tuple[str, int]]:
+        """Ports of `names` that are served in this cycle and their payloads; one a bank if any asks it."""
+        all_served = []
+        for bank in range(2):
+            served, asked = [], []
+            for name in names:
+                valid, ready, payload = self._handles[name]
+                if int(valid.value) and bank_of(int(payload.value) & 0xFFFF) == bank:
+                    asked.append(name)
+                    if int(ready.value):
+                        served.append((name, int(payload.value)))
+                        self.counts[name] += 1
+            assert len(served) == bool(asked), f"bank {bank}: {[name for name, _ in served]} of {asked} served"
+            for name in asked:
+                self._waiting[name] = 0 if served[0][0] == name else self._waiting[name] + 1
+                assert self._waiting[name] < len(names), f"{name} starves"
+            all_served += served
+        self.together += len(all_served) == 2
+        return all_served
 
     async def _run(self) -> None:
         edge = RisingEdge(self.dut.clk)
@@ -69,19 +79,17 @@ class Checker:
                 if expected is not None:
                     assert int(self._rows[name].value) == expected, f"row of {name}"
                     self.held += 1
-            write, read = self._served(WRITES), self._served(READS)
+            writes, reads = self._served(WRITES), self._served(READS)
             error = False
-            if read is not None:
-                name, address = read
+            for name, address in reads:
                 error |= address >= ROWS
                 self.expected[name] = self.memory.get(address)
-            if write is not None:
-                word = write[1]
+            for _, word in writes:
                 address, row = word & 0xFFFF, word >> 16
                 error |= address >= ROWS
                 if address < ROWS:
                     self.memory[address] = row
-                self.collisions += read is not None and read[1] == address
+                self.collisions += address in [read for _, read in reads]
             assert int(self.dut.error.value) == error
             self.errors += error
 
@@ -132,7 +140,7 @@ def any_address(random) -> int:
 
 @cocotb.test()
 async def random_traffic(dut):
-    """Every port at its own pace; data, order, hold of the rows, one access a cycle."""
+    """Every port at its own pace; data, order, hold of the rows, one access a cycle and bank."""
     stalls = dict(zip(WRITES + READS, (0.5, 0.7, 0.3, 0.6, 0.2), strict=True))
     checker = await traffic(dut, stalls=stalls, count=600, addresses=few)
     assert checker.collisions > 50
@@ -148,9 +156,10 @@ async def rare_reads(dut):
 
 @cocotb.test()
 async def saturated(dut):
-    """With every port asking in every cycle each has its share, exactly, and no cycle is lost."""
+    """With every port asking in every cycle each has its share, exactly, no cycle is lost, and banks work together."""
     checker = await traffic(dut, stalls=dict.fromkeys(WRITES + READS, 0.0), count=200, addresses=few)
     assert set(checker.counts.values()) == {200}
+    assert checker.together > 150
 
 
 @cocotb.test()

@@ -35,12 +35,18 @@ def _round_robin(m: Module, valids: Sequence[ValueLike], name: str) -> list[Sign
     return readys
 
 
+def _bank(address):
+    """Bank of a row: rows that follow each other, and every second or fourth row, are spread over both."""
+    return address[0] ^ address[1] ^ address[2]
+
+
 class VectorMemory(Block):
-    """`vmem_rows` rows of `beat` FP32 words, with one write and one read a cycle.
+    """`vmem_rows` rows of `beat` FP32 words in two banks, each with one write and one read a cycle.
 
     A write takes effect at its handshake: a read whose handshake is in a later cycle returns it, one in the same cycle
-    returns the old row. Arbitration among the write ports, and among the read ports, is round robin: a port that asks
-    waits while each other port is served at most once. The contents after power-up are undefined.
+    returns the old row. Arbitration among the write ports, and among the read ports, is round robin in each bank: a
+    port that asks waits while each other port is served in that bank at most once. The contents after power-up are
+    undefined.
 
     Parameters
     ----------
@@ -71,46 +77,69 @@ class VectorMemory(Block):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.rows = rows = Sram(depth=self.config.vmem_rows, width=32 * self.config.beat)
+        row_bits = 32 * self.config.beat
+        writers = [self.write_load, self.write_drain, self.write_vector]
+        readers = [self.read_store, self.read_vector]
+        written, asked = (
+            [_bank(port.payload.address) for port in writers],
+            [_bank(port.request.payload) for port in readers],
+        )
+        errors = []
 
         def inside(address):
             return address < self.config.vmem_rows
 
-        writers = [self.write_load, self.write_drain, self.write_vector]
-        write = Signal(vmem_write(self.config))
-        write_valid = Cat(port.valid for port in writers).any()
-        for port, ready in zip(writers, _round_robin(m, [port.valid for port in writers], "write"), strict=True):
-            m.d.comb += port.ready.eq(ready)
-            with m.If(port.valid & ready):
-                m.d.comb += write.eq(port.payload)
-        m.d.comb += [
-            rows.w_en.eq(write_valid & inside(write.address)),
-            rows.w_addr.eq(write.address),
-            rows.w_data.eq(write.row),
-        ]
+        banks = []
+        fires = []  # of each bank, which reader it serves
+        write_ready, read_ready = [], []
+        for number in range(2):
+            m.submodules[f"bank{number}"] = bank = Sram(depth=(self.config.vmem_rows + 1) // 2, width=row_bits)
+            banks.append(bank)
 
-        readers = [self.read_store, self.read_vector]
-        address = Signal(16)
-        requests = [port.request for port in readers]
-        fires = [Signal(name=f"read_fire{i}") for i in range(2)]
-        for fire, request, ready in zip(
-            fires, requests, _round_robin(m, [request.valid for request in requests], "read"), strict=True
-        ):
-            m.d.comb += [request.ready.eq(ready), fire.eq(request.valid & ready)]
-            with m.If(fire):
-                m.d.comb += address.eq(request.payload)
-        m.d.comb += [rows.r_en.eq(Cat(fires).any() & inside(address)), rows.r_addr.eq(address)]
+            asks = [port.valid & (which == number) for port, which in zip(writers, written, strict=True)]
+            write_ready.append(_round_robin(m, asks, f"write{number}"))
+            write = Signal(vmem_write(self.config), name=f"write_of_bank{number}")
+            for port, ask, ready in zip(writers, asks, write_ready[number], strict=True):
+                with m.If(ask & ready):
+                    m.d.comb += write.eq(port.payload)
+            any_write = Cat(asks).any()
+            m.d.comb += [
+                bank.w_en.eq(any_write & inside(write.address)),
+                bank.w_addr.eq(write.address[1:]),
+                bank.w_data.eq(write.row),
+            ]
 
-        # The SRAM's output is the row of the port served last. When the other one is served the row moves to `held`,
-        # whose old row, that of the port now served, is no longer owed to anyone.
-        owner = Signal()
-        held = Signal(32 * self.config.beat, reset_less=True)
-        for i, port in enumerate(readers):
-            with m.If(fires[i]):
-                m.d.sync += owner.eq(i)
-                with m.If(owner != i):
-                    m.d.sync += held.eq(rows.r_data)
-            m.d.comb += port.row.eq(Mux(owner == i, rows.r_data, held))
+            asks = [port.request.valid & (which == number) for port, which in zip(readers, asked, strict=True)]
+            read_ready.append(_round_robin(m, asks, f"read{number}"))
+            address = Signal(16, name=f"read_address{number}")
+            fires.append([ask & ready for ask, ready in zip(asks, read_ready[number], strict=True)])
+            for port, fire in zip(readers, fires[number], strict=True):
+                with m.If(fire):
+                    m.d.comb += address.eq(port.request.payload)
+            any_read = Cat(asks).any()
+            m.d.comb += [bank.r_en.eq(any_read & inside(address)), bank.r_addr.eq(address[1:])]
+            errors += [any_write & ~inside(write.address), any_read & ~inside(address)]
 
-        m.d.comb += self.error.eq((write_valid & ~inside(write.address)) | (Cat(fires).any() & ~inside(address)))
+        for i, (port, which) in enumerate(zip(writers, written, strict=True)):
+            m.d.comb += port.ready.eq(Mux(which, write_ready[1][i], write_ready[0][i]))
+
+        # A bank's output is the row of the port that it served last. When it serves the other one, that row moves to
+        # the `held` of the port that it is owed to, if that one has not been served by the other bank since.
+        owners = [Signal(name=f"owner{number}") for number in range(2)]
+        latest = [Signal(name=f"latest{i}") for i in range(2)]  # bank that served the port last
+        for number in range(2):
+            for i in range(2):
+                with m.If(fires[number][i]):
+                    m.d.sync += [owners[number].eq(i), latest[i].eq(number)]
+        for i, (port, which) in enumerate(zip(readers, asked, strict=True)):
+            held = Signal(row_bits, name=f"held{i}", reset_less=True)
+            current = Mux(latest[i], banks[1].r_data, banks[0].r_data)
+            mine = Mux(latest[i], owners[1], owners[0]) == i
+            m.d.comb += [
+                port.request.ready.eq(Mux(which, read_ready[1][i], read_ready[0][i])),
+                port.row.eq(Mux(mine, current, held)),
+            ]
+            with m.If(mine):
+                m.d.sync += held.eq(current)
+        m.d.comb += self.error.eq(Cat(errors).any())
         return m
