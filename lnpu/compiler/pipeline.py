@@ -17,9 +17,6 @@ __all__ = ["Pipeline", "Product", "Result"]
 Emit = Callable[[], None]
 """Emits some commands."""
 
-_BEHIND = 3
-"""Commands of drains and epilogues that are emitted behind each load."""
-
 _LOADS = (Opcode.LOAD, Opcode.LOAD_RAW)
 _STORES = (Opcode.STORE, Opcode.STORE_RAW, Opcode.COMMIT)
 
@@ -66,6 +63,7 @@ class Pipeline:
         self._begun = False
         self._results: list[Result] = []  # of the round before; not yet drained
         self._background: deque[Emission] = deque()
+        self._loads_left = 0  # of this round, about
         self._stores: list[Emission] = []  # of the last epilogue: they come after the next one's computation
 
     def step(self, shared: Sequence[Emit], products: Sequence[Product], key: Hashable = None) -> None:
@@ -87,6 +85,8 @@ class Pipeline:
         for index in range(len(steps) - 2, -1, -1):
             if steps[index].key is not None and steps[index].key == steps[index + 1].key:
                 following[index] = following[index + 1]
+        rounds = self._loads_of_rounds()
+        self._loads_left = rounds.popleft()
         index = fetched = 0
         for record in self._records:
             if isinstance(record, _Step):
@@ -100,7 +100,21 @@ class Pipeline:
             else:
                 self._flush()
                 self._results = list(record)
+                self._loads_left = rounds.popleft()
         self._flush()
+
+    def _loads_of_rounds(self) -> deque[int]:
+        """Loads in each round, and 0 for what is after the last."""
+        counts, key = deque([0]), None
+        for record in self._records:
+            if not isinstance(record, _Step):
+                counts.append(0)
+                continue
+            counts[-1] += len(record.shared)
+            if record.key is None or record.key != key:
+                counts[-1] += len(record.products)
+            key = record.key
+        return counts
 
     def _step(self, step: _Step) -> None:
         for load in step.shared:
@@ -139,9 +153,14 @@ class Pipeline:
         self._background.clear()
 
     def _load(self, load: Emit) -> None:
-        load()
-        for _ in range(min(_BEHIND, len(self._background))):
+        """A load, and its share of the drains and epilogues that are due."""
+        loads = self.program.record(load)
+        self.program.play(loads)
+        if not loads:  # it is there already
+            return
+        for _ in range(-(-len(self._background) // max(1, self._loads_left))):
             self.program.play([self._background.popleft()])
+        self._loads_left -= 1
 
     def _drain(self, team: int) -> None:
         """Drain what this team has summed up in the round before."""
