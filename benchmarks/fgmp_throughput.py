@@ -30,7 +30,7 @@ def main() -> None:
     shape = fields | {"lanes": config.lanes, "cores": config.cores, "rows": config.rows}
     os.environ["COCOTB_TEST_FILTER"] = "throughput"
     for block, testbench, parameters in (
-        (Decoder(config=config), "decoder_tb", shape),
+        (Decoder(config=config), "decoder_tb", {"config": shape}),
         (LoadUnit(config=config), "load_tb", {"config": shape | {"dense_rows": config.dense_rows}}),
         (Encoder(config=config), "encoder_tb", fields),
         (StoreUnit(config=config), "store_tb", fields | {"address_bits": config.address_bits}),
