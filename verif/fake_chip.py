@@ -14,6 +14,7 @@ from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
+from lnpu.ctrl.counters import COUNTERS
 from lnpu.hdl import Block
 from lnpu.interfaces import Error, axi_lite_signature, axi_read_signature, axi_write_signature
 
@@ -33,6 +34,9 @@ def copy_command(source: int, dest: int, words: int, *, fault: str = "none") -> 
 def end_command() -> bytes:
     """The end of a program."""
     return bytes(64)
+
+
+_READS, _WRITES = (list(COUNTERS).index(name) for name in ("read_beats", "write_beats"))
 
 
 class FakeChip(Block):
@@ -78,7 +82,7 @@ class FakeChip(Block):
         busy, done, error, enable = Signal(), Signal(), Signal(), Signal()
         code, detail, index = Signal(4), Signal(16), Signal(32)
         program, length = Signal(64), Signal(32)
-        counters = Array(Signal(64, name=f"counter{i}") for i in range(14))
+        counters = Array(Signal(64, name=f"counter{i}") for i in range(_WRITES + 1))
         start = Signal()
         m.d.comb += self.interrupt.eq(enable & (done | error))
 
@@ -108,9 +112,9 @@ class FakeChip(Block):
         with m.If(busy):
             m.d.sync += counters[0].eq(counters[0] + 1)
         with m.If(read.rvalid & read.rready):
-            m.d.sync += counters[12].eq(counters[12] + 1)
+            m.d.sync += counters[_READS].eq(counters[_READS] + 1)
         with m.If(write.wvalid & write.wready):
-            m.d.sync += counters[13].eq(counters[13] + 1)
+            m.d.sync += counters[_WRITES].eq(counters[_WRITES] + 1)
 
         address_read, address_write = Signal(64), Signal(64)
         fetching = Signal()

@@ -1,6 +1,7 @@
 """The order of a lowering's commands: loads run ahead of the products, and results leave beside them.
 
-Commands start in program order and a unit takes a command only when it is idle, so order is what lets units overlap.
+Commands start in program order, and a unit takes a command when it is idle or about to be, so order is what lets units
+overlap.
 A lowering is a sequence of *rounds*, in which each team of cores adds up one set of partial sums; a round is a sequence
 of *steps*, in which a team works on what its buffers hold at a time.
 """
