@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 from lnpu.compiler.program import Program
 from lnpu.compiler.tensor import Tensor
 from lnpu.config import BLOCK, ChipConfig
-from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Target, VectorOp
+from lnpu.ctrl.commands import (
+    COMMAND_BYTES,
+    READS_B,
+    READS_C,
+    TAKES_TWO,
+    Command,
+    Opcode,
+    Target,
+    Unit,
+    VectorOp,
+    unit_of,
+)
 from lnpu.ctrl.counters import COUNTERS
 
 __all__ = ["RESOURCES", "Mix", "Segment", "predict_cycles"]
@@ -38,18 +49,7 @@ _MARK = 16
 _WIDE = 1.15  # cycles of a beat where every element is FP16
 _BUS = 1.05  # cycles of a word read: bursts are short
 
-_UNIT_NAMES = ("load", "store", "vector", "drain", "fgmp", "load_dense")  # bits of wait_units
-_UNIT_OF = {
-    Opcode.LOAD: 0, Opcode.LOAD_RAW: 0, Opcode.STORE: 1, Opcode.STORE_RAW: 1, Opcode.VECTOR: 2, Opcode.DRAIN: 3,
-    Opcode.ADAPT: 4, Opcode.STATE: 4, Opcode.COMMIT: 4,
-}  # fmt: skip
-_DENSE = 5
-_READS_B = {
-    op.value
-    for op in VectorOp
-    if op not in (VectorOp.COPY, VectorOp.SQRT, VectorOp.SUM_OUT)
-}  # fmt: skip
-_READS_C = {VectorOp.MULADD.value, VectorOp.KEEP_EQUAL.value}
+_UNIT_NAMES = tuple(unit.name.lower() for unit in Unit)
 _TENSORS = ("tensor", "tensor_a", "tensor_b", "tensor_out")
 
 
@@ -269,7 +269,7 @@ class _Model:
         self.word = self.config.axi_bits // 8
         self.pages = _Pages(self.config)
         # When the last command and the one before it are done: of each unit, of each core.
-        self.units, self.units_before = [0.0] * 6, [0.0] * 6
+        self.units, self.units_before = [0.0] * len(Unit), [0.0] * len(Unit)
         self.cores, self.cores_before = [0.0] * self.config.cores, [0.0] * self.config.cores
         self.read_free = self.write_free = 0.0
         self.segment = Segment("", "")
@@ -326,21 +326,17 @@ class _Model:
         self.segment.waits[cause] += ends[cause] + _WAIT - ready
         return ends[cause] + _WAIT
 
-    def _unit(self, command: Command, f: Mapping[str, int]) -> int:
-        dense = command.opcode is Opcode.LOAD and f["target"] == Target.DENSE.value
-        return _DENSE if dense else _UNIT_OF[command.opcode]
-
     def _start(self, command: Command, f: Mapping[str, int], ready: float) -> tuple[str, float]:
         """What a command waits for the longest, and until when."""
         cause, start = "issue", ready
-        waits = [(self.units[bit], _UNIT_NAMES[bit]) for bit in range(6) if f["wait_units"] >> bit & 1]
+        waits = [(self.units[bit], _UNIT_NAMES[bit]) for bit in range(len(Unit)) if f["wait_units"] >> bit & 1]
         waits += [(self.cores[core], "cores") for core in _bits(f["wait_cores"])]
         waits += [(self.cores_before[core], "cores") for core in _bits(f["wait_queues"])]
         if command.opcode is Opcode.MULTIPLY:
             waits += [(self.cores_before[core], "cores") for core in _bits(f["cores"])]
         elif command.opcode is not Opcode.NOP:
-            unit = self._unit(command, f)
-            ends = self.units_before if unit in (0, _DENSE) else self.units
+            unit = unit_of(command)
+            ends = self.units_before if unit in TAKES_TWO else self.units
             waits.append((ends[unit], _UNIT_NAMES[unit]))
         for end, name in waits:
             if end > start:
@@ -365,13 +361,13 @@ class _Model:
                 begin, end = self._load(command, f, start)
             case _:
                 begin, end = start, start + self._duration(command, f, start)
-        unit = self._unit(command, f)
+        unit = unit_of(command)
         self.units_before[unit], self.units[unit] = self.units[unit], end
         self.segment.busy[_UNIT_NAMES[unit]] += end - max(begin, start)
 
     def _load(self, command: Command, f: Mapping[str, int], start: float) -> tuple[float, float]:
         """When a LOAD begins to keep its unit, and when it is done."""
-        unit, beat = self._unit(command, f), self.config.beat
+        unit, beat = unit_of(command), self.config.beat
         if command.opcode is Opcode.LOAD_RAW:
             beats = float(f["line_count"] * f["line_rows"])
             words, setup = beats * 4 * beat / self.word, _RAW
@@ -413,9 +409,9 @@ class _Model:
                     return rows * beat * _DIVIDE + _VECTOR
                 reads = rows
                 same = all(f.get(f"a{part}", 0) == f.get(f"b{part}", 0) for part in ("", "_outer", "_inner"))
-                if f["op"] in _READS_B and not f["b_immediate"] and not same:
+                if VectorOp(f["op"]) in READS_B and not f["b_immediate"] and not same:
                     reads += rows if f["b_inner"] else f["outer"]
-                if f["op"] in _READS_C and not f["c_immediate"]:
+                if VectorOp(f["op"]) in READS_C and not f["c_immediate"]:
                     reads += rows if f["c_inner"] else f["outer"]
                 return reads + _VECTOR
             case Opcode.ADAPT:

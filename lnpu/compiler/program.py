@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lnpu.compiler.tensor import RawTensor, Tensor
 from lnpu.config import ChipConfig
-from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Target, Unit
+from lnpu.ctrl.commands import COMMAND_BYTES, TAKES_TWO, Command, Opcode, unit_of
 
 __all__ = ["Emission", "Mark", "Program", "Region", "interleaved", "merged"]
 
@@ -55,23 +55,6 @@ class Emission:
             and self.fields | {"cores": 0} == other.fields | {"cores": 0}
             and not self.fields["cores"] & other.fields["cores"]
         )
-
-
-_UNITS = {
-    Opcode.LOAD: Unit.LOAD,
-    Opcode.LOAD_RAW: Unit.LOAD,
-    Opcode.STORE: Unit.STORE,
-    Opcode.STORE_RAW: Unit.STORE,
-    Opcode.VECTOR: Unit.VECTOR,
-    Opcode.DRAIN: Unit.DRAIN,
-    Opcode.ADAPT: Unit.FGMP,
-    Opcode.STATE: Unit.FGMP,
-    Opcode.COMMIT: Unit.FGMP,
-}
-
-_DEPTHS = {"core": 2, "unit": 1}
-_DEPTH = {("unit", int(unit)): 2 for unit in (Unit.LOAD, Unit.LOAD_DENSE)}
-"""Commands that a core, a unit, a LOAD unit may have taken and not yet done."""
 
 
 class Program:
@@ -137,14 +120,17 @@ class Program:
                 self._append(emission)
 
     def _append(self, emission: Emission) -> None:
-        opcode, reads, writes, fields = emission.opcode, emission.reads, emission.writes, emission.fields
+        command = Command(emission.opcode, **emission.fields)
+        reads, writes = emission.reads, emission.writes
         if emission.loss_scaling:
             self.loss_scalings.append(len(self.commands))
-        if opcode is Opcode.MULTIPLY:
-            own = [("core", core) for core in range(self.config.cores) if fields["cores"] >> core & 1]
+        if command.opcode is Opcode.MULTIPLY:
+            own = [("core", core) for core in range(self.config.cores) if command.fields["cores"] >> core & 1]
+            depth = 2
         else:
-            dense = opcode is Opcode.LOAD and fields.get("target") == Target.DENSE.value
-            own = [("unit", int(Unit.LOAD_DENSE if dense else _UNITS[opcode]))]
+            unit = unit_of(command)
+            own = [("unit", int(unit))]
+            depth = 2 if unit in TAKES_TWO else 1
         waits = {"unit": 0, "core": 0, "queue": 0}
         for key, commands in self._busy.items():
             if key in own:
@@ -166,18 +152,10 @@ class Program:
             else:
                 waits[key[0]] |= 1 << key[1]
                 commands.clear()
-        for key in own:  # when a unit takes a command, it has done all but the last ones
-            before = self._busy.get(key, [])
-            self._busy[key] = [*before[max(0, len(before) + 1 - _DEPTH.get(key, _DEPTHS[key[0]])) :], (reads, writes)]
-        self.commands.append(
-            Command(
-                opcode,
-                wait_units=waits["unit"],
-                wait_cores=waits["core"],
-                wait_queues=waits["queue"],
-                **fields,
-            )
-        )
+        for key in own:  # when one takes a command, it has done all but the last `depth` with it
+            self._busy[key] = [*self._busy.get(key, []), (reads, writes)][-depth:]
+        command.fields |= {f"wait_{name}s": mask for name, mask in waits.items()}
+        self.commands.append(command)
 
     def commit(self, tensor: Tensor) -> None:
         """Begin to store a tensor: if it is dynamic, its next FGMP state becomes the current one (once)."""

@@ -5,7 +5,7 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
-from lnpu.ctrl.commands import COMMAND_BYTES, Opcode, Target, Unit, layout_of
+from lnpu.ctrl.commands import COMMAND_BYTES, UNITS, Opcode, Target, Unit, layout_of
 from lnpu.ctrl.counters import COUNTERS, Counters
 from lnpu.ctrl.registers import control_signature
 from lnpu.fgmp.controller import TENSOR_STATE, FgmpController
@@ -14,14 +14,6 @@ from lnpu.hdl import Block, Sram
 from lnpu.interfaces import Error, command_stream, memory_read_signature, memory_write_signature
 
 __all__ = ["CommandProcessor"]
-
-_UNITS = {  # LOAD to dense buffers goes to LOAD_DENSE
-    Unit.LOAD: (Opcode.LOAD, Opcode.LOAD_RAW),
-    Unit.STORE: (Opcode.STORE, Opcode.STORE_RAW),
-    Unit.VECTOR: (Opcode.VECTOR,),
-    Unit.DRAIN: (Opcode.DRAIN,),
-    Unit.FGMP: (Opcode.ADAPT, Opcode.STATE, Opcode.COMMIT),
-}
 
 _RESOLVED = {
     Opcode.LOAD: ("tensor",),
@@ -295,9 +287,8 @@ class CommandProcessor(Block):
             for known in Opcode:
                 with m.Case(known.value):
                     m.d.sync += bad_opcode.eq(command[layout_of(known).size :].any())
-                    for unit, opcodes in _UNITS.items():
-                        if known in opcodes:
-                            m.d.comb += target_units[unit].eq(1)
+                    if known in UNITS:
+                        m.d.comb += target_units[UNITS[known]].eq(1)
                     if known is Opcode.LOAD:
                         load = data.View(layout_of(known), command[: layout_of(known).size])
                         dense = load.target == Target.DENSE

@@ -16,7 +16,21 @@ from dataclasses import dataclass, field
 from amaranth.hdl import Shape, signed
 from amaranth.lib import data, enum
 
-__all__ = ["COMMAND_BYTES", "LAYOUTS", "Command", "Opcode", "Target", "Unit", "VectorOp", "layout_of"]
+__all__ = [
+    "COMMAND_BYTES",
+    "LAYOUTS",
+    "READS_B",
+    "READS_C",
+    "TAKES_TWO",
+    "UNITS",
+    "Command",
+    "Opcode",
+    "Target",
+    "Unit",
+    "VectorOp",
+    "layout_of",
+    "unit_of",
+]
 
 COMMAND_BYTES = 64
 
@@ -50,6 +64,23 @@ class Unit(enum.IntEnum):
     LOAD_DENSE = 5  # LOAD to dense buffers; LOAD is all others
 
 
+UNITS: dict[Opcode, Unit] = {
+    Opcode.LOAD: Unit.LOAD,
+    Opcode.LOAD_RAW: Unit.LOAD,
+    Opcode.STORE: Unit.STORE,
+    Opcode.STORE_RAW: Unit.STORE,
+    Opcode.VECTOR: Unit.VECTOR,
+    Opcode.DRAIN: Unit.DRAIN,
+    Opcode.ADAPT: Unit.FGMP,
+    Opcode.STATE: Unit.FGMP,
+    Opcode.COMMIT: Unit.FGMP,
+}
+"""Where commands go that are not for cores; but LOAD with target DENSE goes to LOAD_DENSE, see `unit_of`."""
+
+TAKES_TWO = (Unit.LOAD, Unit.LOAD_DENSE)
+"""Units that, like cores, take a command while another is running."""
+
+
 class Target(enum.Enum, shape=2):
     """Where LOAD puts elements."""
 
@@ -76,6 +107,13 @@ class VectorOp(enum.Enum, shape=5):
     SUM_OUT = 17  # dst[outer] = f32(accumulator[sum + outer] * 2^(a_shift + b_shift))
     GREATER_EQUAL = 11  # 1.0 if a >= b else +0
 
+
+READS_B = (
+    VectorOp.ADD, VectorOp.SUB, VectorOp.MUL, VectorOp.MULADD, VectorOp.MAX, VectorOp.MIN, VectorOp.KEEP_POSITIVE,
+    VectorOp.KEEP_EQUAL, VectorOp.DIV, VectorOp.GREATER_EQUAL, VectorOp.SUM,
+)  # fmt: skip
+READS_C = (VectorOp.MULADD, VectorOp.KEEP_EQUAL)
+"""Operations that have an operand b, and c."""
 
 _HEADER = {"opcode": 8, "wait_units": 8, "wait_cores": 16, "wait_queues": 16}
 
@@ -311,3 +349,10 @@ class Command:
             if name != "opcode":
                 fields[name] = value
         return cls(opcode, **fields)
+
+
+def unit_of(command: Command) -> Unit:
+    """The unit that a command other than END, NOP, MULTIPLY and MARK goes to."""
+    if command.opcode is Opcode.LOAD and command.fields.get("target") == Target.DENSE.value:
+        return Unit.LOAD_DENSE
+    return UNITS[command.opcode]

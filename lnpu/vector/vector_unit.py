@@ -7,7 +7,7 @@ from amaranth.lib import data, enum, stream
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
-from lnpu.ctrl.commands import Opcode, VectorOp, layout_of
+from lnpu.ctrl.commands import READS_B, READS_C, Opcode, VectorOp, layout_of
 from lnpu.fp.fp32_divide import Fp32DivideSqrt
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, command_stream, vmem_read_signature, vmem_row, vmem_write
@@ -17,12 +17,6 @@ from lnpu.vector.strided_address import StridedAddress
 from lnpu.vector.vector_lane import VectorLane
 
 __all__ = ["VectorUnit"]
-
-READS_B = (
-    VectorOp.ADD, VectorOp.SUB, VectorOp.MUL, VectorOp.MULADD, VectorOp.MAX, VectorOp.MIN, VectorOp.KEEP_POSITIVE,
-    VectorOp.KEEP_EQUAL, VectorOp.DIV, VectorOp.GREATER_EQUAL, VectorOp.SUM,
-)  # fmt: skip
-READS_C = (VectorOp.MULADD, VectorOp.KEEP_EQUAL)
 
 
 class Operand(enum.Enum, shape=2):
