@@ -1,14 +1,13 @@
 """The order of a lowering's commands: loads run ahead of the products, and results leave beside them.
 
 Commands start in program order, and a unit takes a command when it is idle or about to be, so order is what lets units
-overlap.
-A lowering is a sequence of *rounds*, in which each team of cores adds up one set of partial sums; a round is a sequence
-of *steps*, in which a team works on what its buffers hold at a time.
+overlap. A lowering is a sequence of *rounds*, in which each team of cores adds up one set of partial sums; a round is a
+sequence of *steps*, in which a team works on what its buffers hold at a time.
 """
 
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lnpu.compiler.program import Emission, Program, merged
 from lnpu.ctrl.commands import Opcode
@@ -24,7 +23,7 @@ _STORES = (Opcode.STORE, Opcode.STORE_RAW, Opcode.COMMIT)
 
 @dataclass(frozen=True)
 class Product:
-    """What a team of cores does in a step: a load for it alone, then its MULTIPLYs."""
+    """What a team of cores does in a step: a load for it alone, then its MULTIPLYs, one a core."""
 
     team: int
     load: Emit
@@ -47,6 +46,12 @@ class _Step:
     key: Hashable
 
 
+@dataclass
+class _Round:
+    steps: list[_Step] = field(default_factory=list)
+    results: Sequence[Result] = ()
+
+
 class Pipeline:
     """Collects the steps and rounds of a lowering, then emits its commands.
 
@@ -60,7 +65,7 @@ class Pipeline:
 
     def __init__(self, program: Program, *, double: bool) -> None:
         self.program, self.double = program, double
-        self._records: list[_Step | Sequence[Result]] = []
+        self._rounds = [_Round()]
         self._begun = False
         self._results: list[Result] = []  # of the round before; not yet drained
         self._background: deque[Emission] = deque()
@@ -73,49 +78,38 @@ class Pipeline:
         Steps with the same `key` (other than None) follow each other and have the same products' loads; those of the
         next key are spread over them. A load that is there already must emit nothing.
         """
-        self._records.append(_Step(shared, products, key))
+        self._rounds[-1].steps.append(_Step(shared, products, key))
 
     def end_round(self, results: Sequence[Result]) -> None:
         """The partial sums are complete once the steps so far are done."""
-        self._records.append(results)
+        self._rounds[-1].results = results
+        self._rounds.append(_Round())
 
     def run(self) -> None:
         """Emit everything."""
-        steps = [record for record in self._records if isinstance(record, _Step)]
+        steps = [step for round_ in self._rounds for step in round_.steps]
         following = list(range(1, len(steps) + 1))  # step with the next key
         for index in range(len(steps) - 2, -1, -1):
             if steps[index].key is not None and steps[index].key == steps[index + 1].key:
                 following[index] = following[index + 1]
-        rounds = self._loads_of_rounds()
-        self._loads_left = rounds.popleft()
         index = fetched = 0
-        for record in self._records:
-            if isinstance(record, _Step):
-                self._step(record)
+        key: Hashable = None
+        for round_ in self._rounds:
+            self._loads_left = 0
+            for step in round_.steps:
+                new = step.key is None or step.key != key
+                self._loads_left += len(step.shared) + (len(step.products) if new else 0)
+                key = step.key
+            for step in round_.steps:
+                self._step(step)
                 ahead = following[index]
-                if record.key is not None and ahead < len(steps):
+                if step.key is not None and ahead < len(steps):
                     fetched = self._prefetch(steps[ahead].products, fetched, ahead - index)
                 index += 1
                 if index == ahead:
                     fetched = 0
-            else:
-                self._flush()
-                self._results = list(record)
-                self._loads_left = rounds.popleft()
-        self._flush()
-
-    def _loads_of_rounds(self) -> deque[int]:
-        """Loads in each round, and 0 for what is after the last."""
-        counts, key = deque([0]), None
-        for record in self._records:
-            if not isinstance(record, _Step):
-                counts.append(0)
-                continue
-            counts[-1] += len(record.shared)
-            if record.key is None or record.key != key:
-                counts[-1] += len(record.products)
-            key = record.key
-        return counts
+            self._flush()
+            self._results = list(round_.results)
 
     def _step(self, step: _Step) -> None:
         for load in step.shared:
@@ -124,18 +118,22 @@ class Pipeline:
             self._begun = True
             for product in step.products:
                 product.load()
-                product.multiply()
+                self._multiply([product])
             return
         for product in step.products:
             self._load(product.load)
         if self.double or not self._results:
-            multiplies = [emission for product in step.products for emission in self.program.record(product.multiply)]
-            self.program.play(merged(multiplies))
+            self._multiply(step.products)
         else:
             for product in step.products:
                 self._drain(product.team)
-                product.multiply()
+                self._multiply([product])
         self._to_background()
+
+    def _multiply(self, products: Sequence[Product]) -> None:
+        """MULTIPLYs of some teams; cores that do the same share one."""
+        emissions = [emission for product in products for emission in self.program.record(product.multiply)]
+        self.program.play(merged(emissions))
 
     def _prefetch(self, products: Sequence[Product], fetched: int, steps: int) -> int:
         """Emit some loads of the next key, of which `fetched` are there and all must be after `steps` such calls;
