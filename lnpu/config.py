@@ -126,6 +126,10 @@ class ChipConfig:
         """FP16 multiply-accumulates a cycle at peak."""
         return self.cores * self.lanes
 
+    def ideal_cycles(self, fp16: float, fp8: float) -> float:
+        """Cycles that so many products take at peak: one FP16 or two FP8 a PE and cycle."""
+        return (fp16 + fp8 / 2) / self.macs_fp16
+
     @property
     def max_terms(self) -> int:
         """Longest reduction that the accumulator holds exactly, whatever the operands."""

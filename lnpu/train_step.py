@@ -306,14 +306,14 @@ def _report(
     """All figures of the report."""
     ops: list[dict[str, Any]] = []
     for (layer, phase), total in totals.items():
-        products = total["mac16"] + total["mac8"] / 2
+        ideal = config.ideal_cycles(total["mac16"], total["mac8"])
         ops.append(
             {
                 "layer": layer,
                 "phase": phase,
                 **{name: total[name] for name in ("mismatches", "elements", "cycles", "macs_dense")},
                 "macs_issued": total["mac16"] + total["mac8"],
-                "utilization": products / (total["cycles"] * config.macs_fp16) if total["cycles"] else 0.0,
+                "utilization": ideal / total["cycles"] if total["cycles"] else 0.0,
                 **{
                     name: total[name]
                     for name in ("core_busy", "mac16", "mac8", "skipped_zero", "skipped_padding", "load_busy")

@@ -202,7 +202,7 @@ class Bench:
         touched = {visit.psum for visit in good}
         others = [row for row in range(config.psum_rows) if row not in touched]
 
-        noise = int.from_bytes(random.bytes(4), "little") & 0xFFFF00FF  # opcode, waits: not the core's business
+        noise = int.from_bytes(random.bytes(6), "little") & 0xFFFFFFFFFFFF  # opcode, waits: not the core's business
         dut.command__payload.value = int.from_bytes(Command(Opcode.MULTIPLY, **fields).encode(), "little") ^ noise
         dut.command__valid.value = 1
         await self.edge

@@ -22,7 +22,7 @@ BUILD = Path(__file__).resolve().parent.parent / "build" / "verif"
 _WAIVED = ("-Wno-fatal", "-Wno-lint", "-Wno-style")
 
 
-def run(block: Block, testbench: str, **parameters) -> None:
+def run(block: Block, testbench: str, **parameters) -> Path:
     """Emit `block`, build it (cached by content) and run every cocotb test in module `testbench`.
 
     Parameters
@@ -33,6 +33,11 @@ def run(block: Block, testbench: str, **parameters) -> None:
         Importable name of the cocotb module, e.g. ``"verif.pe_tb"``.
     parameters
         JSON-serialisable values for the testbench, see `parameters`.
+
+    Returns
+    -------
+    Path
+        What the tests have printed.
 
     Raises
     ------
@@ -86,6 +91,7 @@ def run(block: Block, testbench: str, **parameters) -> None:
     failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
     assert cases, f"{testbench} ran no test, see {work / 'test.log'}"
     assert not failed, f"{testbench}: {', '.join(map(str, failed))} failed, see {work / 'test.log'}"
+    return work / "test.log"
 
 
 def parameters() -> dict:

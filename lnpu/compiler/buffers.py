@@ -10,6 +10,7 @@ from lnpu.config import BLOCK
 from lnpu.ctrl.commands import Opcode, Target
 
 __all__ = [
+    "COMMAND_CYCLES",
     "PageCache",
     "block_parts",
     "load_sparse",
@@ -19,6 +20,9 @@ __all__ = [
     "real_lanes",
     "speed_up_of",
 ]
+
+COMMAND_CYCLES = 32
+"""Cycles, about, that LOAD or DRAIN needs for a command besides its elements."""
 
 
 class PageCache:

@@ -1,10 +1,11 @@
 """Feed-forward and back-propagation of convolutions: output pixels are the rows, weights are resident."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 from lnpu.compiler.buffers import (
+    COMMAND_CYCLES,
     PageCache,
     block_parts,
     load_sparse,
@@ -18,115 +19,13 @@ from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cu
 from lnpu.compiler.pipeline import Pipeline, Product, Result
 from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
+from lnpu.compiler.teams import Share, Teams
 from lnpu.compiler.tensor import Tensor
 from lnpu.compiler.tiles import Tile, VectorBuilder
 from lnpu.config import BLOCK
 from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
 __all__ = ["DirectLowering"]
-
-_COMMAND = 32
-"""Cycles, about, that LOAD or DRAIN needs for a command besides its elements."""
-
-
-def _plan(
-    program: Program,
-    images: int,
-    axes_h: list[Axis],
-    axes_w: list[Axis],
-    depth: int,
-    source_depth: int,
-    out: Tensor,
-    step: int,
-    budget: int,
-    teams: int,
-    lanes: int,
-    speed_up: float,
-) -> Plan:
-    """Choose the tile and the tap groups: the fewest cycles of the slowest of cores and LOAD units, and few loads.
-
-    Parameters
-    ----------
-    depth : int
-        Elements k of a tile's rows, which with the taps of a group must fit the dense buffer.
-    source_depth : int
-        All elements k that are summed over (without the taps).
-    step : int
-        Output pixels a lattice position covers on each axis.
-    budget : int
-        Vector-memory rows that one output tile may take.
-    teams : int
-        Tiles that are worked on side by side.
-    lanes : int
-        Output channels that a team works on at a time.
-    speed_up : float
-        How much faster than dense FP16 products may be.
-    """
-    config = program.config
-    lattice_h = max(axis.out_count for axis in axes_h)
-    lattice_w = max(axis.out_count for axis in axes_w)
-    max_r = max(1, max(len(axis.taps) for axis in axes_h))
-    max_s = max(1, max(len(axis.taps) for axis in axes_w))
-    # Of one output phase, on average.
-    taps = sum(len(axis.taps) for axis in axes_h) * sum(len(axis.taps) for axis in axes_w) / step**2
-    phases = len(axes_h) * len(axes_w) / step**2
-    steps_k = -(-source_depth // depth)
-    chunks = -(-out.block_channels // lanes)
-    per_pixel = out.block_channels // config.beat
-    best: tuple[tuple[float, ...], Plan] | None = None
-    widths = {lattice_w} | {w for w in range(1, lattice_w) if (w * step) % out.run_pixels == 0}
-    if out.run_lines > 1:
-        widths = {lattice_w}
-    heights = [lines for lines in range(1, lattice_h + 1) if lines == lattice_h or lines * step % out.run_lines == 0]
-
-    def cost(count: int, lines: int, pixels: int, taps_r: int, taps_s: int, whole: bool) -> float:
-        """Cycles, about."""
-        outputs = count * lines * pixels
-        groups = -(-max_r // taps_r) * -(-max_s // taps_s)
-        reloads = 1 if whole else groups
-        halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
-        # A line costs more than its pixels: words that it has only a part of.
-        sparse = phases * reloads * (_COMMAND + count * (lines + halo_r - 1) * (pixels + halo_s) * depth / config.beat)
-        dense = groups * phases * _COMMAND + taps * depth * min(lanes, out.block_channels) / config.beat
-        of_plane = -(-images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels)
-        tiles = of_plane * out.planes
-        rounds = -(-tiles // teams) * chunks
-        if of_plane % teams:  # some rounds are of two planes or more
-            dense *= min(out.planes, 1 + (min(teams, tiles) - 1) / of_plane)
-        sparse *= steps_k * min(teams, tiles)
-        dense *= steps_k
-        products = steps_k * outputs * taps * depth / speed_up
-        if 2 * outputs > config.psum_rows:  # teams drain one after the other, before they go on
-            drain = _COMMAND + outputs * min(config.lanes, out.block_channels) / config.beat
-            products += max(drain, min(teams, tiles) * drain - outputs * taps_r * taps_s * depth / speed_up)
-        return rounds * (max(products, sparse, dense) + (sparse + dense) / 4)
-
-    for taps_r, taps_s in sorted({(max_r, max_s), (1, max_s), (1, 1)}):
-        if taps_r * taps_s * depth > config.dense_rows:
-            continue
-        for pixels in widths:
-            for lines in heights:
-                if lines < lattice_h and pixels < lattice_w and lines > 8:
-                    break
-                all_of_it = lines == lattice_h and pixels == lattice_w
-                for count in range(1, images + 1 if all_of_it else 2):
-                    outputs = count * lines * pixels
-                    if outputs > config.psum_rows or outputs * step * step * per_pixel > budget:
-                        break
-                    for whole in (True, False):
-                        halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
-                        if count * (lines + halo_r - 1) * (pixels + halo_s - 1) > config.rows:
-                            continue
-                        key = (cost(count, lines, pixels, taps_r, taps_s, whole), -outputs)
-                        if best is None or key < best[0]:
-                            best = key, Plan(count, lines, pixels, taps_r, taps_s, whole)
-    if best is None:
-        raise ValueError(
-            f"no tile of {out.name} ({lattice_h}x{lattice_w} positions, {out.run_pixels} pixels a run) fits "
-            f"{config.rows} sparse rows, {config.psum_rows} partial-sum rows, {config.dense_rows} dense rows and "
-            f"{budget} vector-memory rows"
-        )
-    return best[1]
 
 
 @dataclass(eq=False)
@@ -143,8 +42,7 @@ class _Job:
 class DirectLowering:
     """FF and BP: output pixels are the rows, the sparse operand has a halo, weights are resident.
 
-    A *team* of `cores_o` cores works on one tile, each on other output channels. There are `cores_m` teams; they share
-    weights where their tiles are of the same channel block.
+    Teams share weights where their tiles are of the same channel block.
     """
 
     def __init__(
@@ -170,56 +68,107 @@ class DirectLowering:
         self.rounding, self.backward = rounding, backward
         self.step = axes_h[0].out_step
         self.depth = power_of_two(min(source.padded, BLOCK, self.config.depth))
-        groups = -(-out.block_channels // self.config.lanes)
-        self.cores_o = min(self.config.cores, groups)
-        self.cores_m = self.config.cores // self.cores_o
         self.cache = PageCache()
-        # Areas for tiles, taken in turn, then two sets of the epilogue's. With few teams one tile more, so that it can
-        # be stored while the next one is drained.
-        tiles = self.cores_m + (self.cores_m < 4)
-        budget = (vmem_end - vmem) // (tiles + 2 * reserve)
-        areas = [vmem + i * budget for i in range(tiles + 2 * reserve)]
-        self.areas, self.scratch = areas[:tiles], (areas[tiles : tiles + reserve], areas[tiles + reserve :])
-        self.tiles_placed = 0
-        self.plan = _plan(
-            program,
-            out.images,
-            axes_h,
-            axes_w,
-            self.depth,
-            source.padded,
-            out,
-            self.step,
-            budget,
-            self.cores_m,
-            self.cores_o * self.config.lanes,
-            speed_up_of(source),
-        )
-        outputs = self.plan.images * self.plan.lines * self.plan.pixels
-        # With room for two tiles' partial sums, one drains while the other adds up.
-        self.psum_bases = [0, outputs] if 2 * outputs <= self.config.psum_rows else [0]
-        self.pipeline = Pipeline(program, double=len(self.psum_bases) > 1)
-        self.rounds = 0
+        self.teams = Teams(self.config, out.block_channels, vmem, vmem_end, 2 * reserve)
+        # The epilogue's areas, for tiles in turn.
+        self.scratch = self.teams.scratch[:reserve], self.teams.scratch[reserve:]
         self.lattice_h = max(axis.out_count for axis in axes_h)
         self.lattice_w = max(axis.out_count for axis in axes_w)
+        self.plan = self._plan()
+        self.pipeline = Pipeline(program, self.plan.images * self.plan.lines * self.plan.pixels)
+
+    def _plan(self) -> Plan:
+        """Tile and tap groups: the fewest cycles of the slowest of cores and LOAD units, and few loads."""
+        config, out, step, depth = self.config, self.out, self.step, self.depth
+        axes_h, axes_w, teams = self.axes_h, self.axes_w, self.teams
+        speed_up = speed_up_of(self.source)
+        lattice_h, lattice_w = self.lattice_h, self.lattice_w
+        max_r = max(1, max(len(axis.taps) for axis in axes_h))
+        max_s = max(1, max(len(axis.taps) for axis in axes_w))
+        # Of one output phase, on average.
+        taps = sum(len(axis.taps) for axis in axes_h) * sum(len(axis.taps) for axis in axes_w) / step**2
+        phases = len(axes_h) * len(axes_w) / step**2
+        steps_k = -(-self.source.padded // depth)
+        chunks = len(teams.shares())
+        per_pixel = out.block_channels // config.beat
+        best: tuple[tuple[float, ...], Plan] | None = None
+        widths = {lattice_w} | {w for w in range(1, lattice_w) if (w * step) % out.run_pixels == 0}
+        if out.run_lines > 1:
+            widths = {lattice_w}
+        heights = [
+            lines for lines in range(1, lattice_h + 1) if lines == lattice_h or lines * step % out.run_lines == 0
+        ]
+
+        def cost(count: int, lines: int, pixels: int, taps_r: int, taps_s: int, whole: bool) -> float:
+            """Cycles, about."""
+            outputs = count * lines * pixels
+            groups = -(-max_r // taps_r) * -(-max_s // taps_s)
+            reloads = 1 if whole else groups
+            halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
+            # A line costs more than its pixels: words that it has only a part of.
+            sparse = (
+                phases
+                * reloads
+                * (COMMAND_CYCLES + count * (lines + halo_r - 1) * (pixels + halo_s) * depth / config.beat)
+            )
+            dense = groups * phases * COMMAND_CYCLES + taps * depth * teams.chunk / config.beat
+            of_plane = -(-out.images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels)
+            tiles = of_plane * out.planes
+            rounds = -(-tiles // teams.count) * chunks
+            if of_plane % teams.count:  # some rounds are of two planes or more
+                dense *= min(out.planes, 1 + (min(teams.count, tiles) - 1) / of_plane)
+            sparse *= steps_k * min(teams.count, tiles)
+            dense *= steps_k
+            products = steps_k * outputs * taps * depth / speed_up
+            if 2 * outputs > config.psum_rows:  # teams drain one after the other, before they go on
+                drain = COMMAND_CYCLES + outputs * min(config.lanes, out.block_channels) / config.beat
+                products += max(drain, min(teams.count, tiles) * drain - outputs * taps_r * taps_s * depth / speed_up)
+            return rounds * (max(products, sparse, dense) + (sparse + dense) / 4)
+
+        for taps_r, taps_s in sorted({(max_r, max_s), (1, max_s), (1, 1)}):
+            if taps_r * taps_s * depth > config.dense_rows:
+                continue
+            for pixels in widths:
+                for lines in heights:
+                    if lines < lattice_h and pixels < lattice_w and lines > 8:
+                        break
+                    all_of_it = lines == lattice_h and pixels == lattice_w
+                    for count in range(1, out.images + 1 if all_of_it else 2):
+                        outputs = count * lines * pixels
+                        if outputs > config.psum_rows or outputs * step * step * per_pixel > teams.area:
+                            break
+                        for whole in (True, False):
+                            halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
+                            if count * (lines + halo_r - 1) * (pixels + halo_s - 1) > config.rows:
+                                continue
+                            key = (cost(count, lines, pixels, taps_r, taps_s, whole), -outputs)
+                            if best is None or key < best[0]:
+                                best = key, Plan(count, lines, pixels, taps_r, taps_s, whole)
+        if best is None:
+            raise ValueError(
+                f"no tile of {out.name} ({lattice_h}x{lattice_w} positions, {out.run_pixels} pixels a run) fits "
+                f"{config.rows} sparse rows, {config.psum_rows} partial-sum rows, {config.dense_rows} dense rows and "
+                f"{teams.area} vector-memory rows"
+            )
+        return best[1]
 
     def lower(self, epilogue: Epilogue, after_block: Callable[[int], None] | None) -> None:
         if self.rounding.fp16:
             self.program.commit(self.out)  # DRAIN rounds at its scale
-        boxes = list(boxes_of(self.plan, self.out.images, self.lattice_h, self.lattice_w))
+        boxes = list(
+            boxes_of(
+                (self.plan.images, self.plan.lines, self.plan.pixels), self.out.images, self.lattice_h, self.lattice_w
+            )
+        )
         jobs = [_Job(box, block) for block in range(self.out.planes) for box in boxes]
-        for job in jobs:
+        for number, job in enumerate(jobs):
             job.tile = self._tile(job.box, job.block)
-        for start in range(0, len(jobs), self.cores_m):
-            batch = jobs[start : start + self.cores_m]
-            for job in batch:
-                job.place = self.areas[self.tiles_placed % len(self.areas)]
-                scratch = self.scratch[self.tiles_placed % 2]
-                job.finish = self._epilogue(
-                    job, scratch, epilogue, after_block, job.box is boxes[0], job.box is boxes[-1]
-                )
-                self.tiles_placed += 1
-            self._batch(batch)
+            job.place = self.teams.areas[number % len(self.teams.areas)]
+            job.finish = self._epilogue(
+                job, self.scratch[number % 2], epilogue, after_block, job.box is boxes[0], job.box is boxes[-1]
+            )
+        for start in range(0, len(jobs), self.teams.count):
+            self._batch(jobs[start : start + self.teams.count])
         self.pipeline.run()
 
     def _epilogue(
@@ -242,12 +191,11 @@ class DirectLowering:
 
     def _batch(self, jobs: list["_Job"]) -> None:
         """Jobs that the teams work on side by side."""
-        chunk = self.cores_o * self.config.lanes
         phases = [(axis_h, axis_w) for axis_h in by_phase(self.axes_h) for axis_w in by_phase(self.axes_w)]
-        channels = list(range(0, self.out.block_channels, chunk))
-        for channel in channels:
+        shares = self.teams.shares()
+        for share in shares:
             for axes in phases:
-                self._round(jobs, channel, *axes, last=channel == channels[-1] and axes is phases[-1])
+                self._round(jobs, share, *axes, last=share is shares[-1] and axes is phases[-1])
 
     def _tile(self, box: Box, block: int) -> Tile:
         step, out = self.step, self.out
@@ -273,9 +221,8 @@ class DirectLowering:
             for taps_s in cut(axis_w.taps, self.plan.taps_s)
         ]
 
-    def _round(self, jobs: list["_Job"], channel: int, axes_h: list[Axis], axes_w: list[Axis], *, last: bool) -> None:
-        """One output phase, from output channel `channel` of each job's block on: add up, then drain."""
-        config = self.config
+    def _round(self, jobs: list["_Job"], share: Share, axes_h: list[Axis], axes_w: list[Axis], *, last: bool) -> None:
+        """One output phase of a share of each job's output channels: add up, then drain."""
         inside = [  # the last box may reach beyond a phase with fewer positions
             (
                 min(job.box.lines, axes_h[0].out_count - job.box.line),
@@ -285,25 +232,22 @@ class DirectLowering:
         ]
         working = [m for m, (lines, pixels) in enumerate(inside) if lines > 0 and pixels > 0]
         groups = self._groups(axes_h, axes_w)
-        counts = [self.out.block_channels - channel - o * config.lanes for o in range(self.cores_o)]
-        lanes = {o: min(config.lanes, count) for o, count in enumerate(counts) if count > 0}
-        psum = self.psum_bases[self.rounds % len(self.psum_bases)]
-        self.rounds += 1
+        psum = self.pipeline.begin_round()
         initialise = True
         for k in range(0, self.source.padded, self.depth):
             for group in groups:
-                self._step(jobs, working, inside, channel, lanes, k, group, psum, initialise)
+                self._step(jobs, working, inside, share, k, group, psum, initialise)
                 initialise = False
 
         results = []
         for m, job in enumerate(jobs):
 
             def drain(m: int = m, job: _Job = job) -> None:
-                for o, count in lanes.items():
+                for o, (channel, count) in share.items():
                     self._drain(
-                        m * self.cores_o + o,
+                        self.teams.core(m, o),
                         job,
-                        channel + o * config.lanes,
+                        channel,
                         count,
                         *inside[m],
                         axes_h[0].out_phase,
@@ -320,29 +264,27 @@ class DirectLowering:
         jobs: list["_Job"],
         working: list[int],
         inside: list[tuple[int, int]],
-        channel: int,
-        lanes: dict[int, int],
+        share: Share,
         k: int,
         group: tuple,
         psum: int,
         initialise: bool,
     ) -> None:
         """Products of elements `k` and on with the weights of a group of taps."""
-        config, plan = self.config, self.plan
+        plan, teams = self.plan, self.teams
         axis_h, axis_w, taps_r, taps_s = group
         depth = min(self.depth, self.source.padded - k)
         dense_pages: dict[tuple[int, int], int] = {}  # of a block and a core of a team
         sparse: dict[int, tuple] = {}  # page and geometry of a team
 
         def load_dense(block: int, o: int) -> None:
-            first = block * BLOCK + channel + o * config.lanes
-            members = [m for m in working if jobs[m].block == block]
-            mask = self._mask(members, [o])
-            dense_pages[block, o] = self._load_dense(mask, first, lanes[o], k, depth, taps_r, taps_s)
+            channel, count = share[o]
+            mask = teams.mask([m for m in working if jobs[m].block == block], [o])
+            dense_pages[block, o] = self._load_dense(mask, block * BLOCK + channel, count, k, depth, taps_r, taps_s)
 
         def load_source(m: int) -> None:
             halo_r, halo_s = (axis_h.taps, axis_w.taps) if plan.whole else (taps_r, taps_s)
-            mask = self._mask([m], lanes)
+            mask = teams.mask([m], share)
             sparse[m] = self._load_sparse(
                 mask, jobs[m].box, *inside[m], k, depth, axis_h, axis_w, halo_r, halo_s, taps_r, taps_s
             )
@@ -350,14 +292,9 @@ class DirectLowering:
         def multiply(m: int) -> None:
             block = jobs[m].block
             page, geometry = sparse[m]
-            first = block * BLOCK + channel
-            kinds = {  # lanes that are channels of the tensor, and page
-                o: (real_lanes(self.out.channels - first - o * config.lanes, count), dense_pages[block, o])
-                for o, count in lanes.items()
-            }
-            for count, dense_page in sorted(set(kinds.values())):
+            for o, (channel, count) in share.items():
                 self._multiply(
-                    self._mask([m], [o for o in lanes if kinds[o] == (count, dense_page)]),
+                    teams.mask([m], [o]),
                     jobs[m].box.images,
                     *inside[m],
                     geometry,
@@ -365,22 +302,19 @@ class DirectLowering:
                     len(taps_s),
                     depth,
                     page,
-                    dense_page,
-                    count,
+                    dense_pages[block, o],
+                    real_lanes(self.out.channels - block * BLOCK - channel, count),
                     initialise,
                     psum,
                 )
 
         blocks = sorted({jobs[m].block for m in working})
         self.pipeline.step(
-            [partial(load_dense, block, o) for block in blocks for o in lanes],
+            [partial(load_dense, block, o) for block in blocks for o in share],
             [Product(m, partial(load_source, m), partial(multiply, m)) for m in working],
             # Tap groups whose source tiles are the same follow each other.
             key=(jobs[0].block, jobs[0].box, k, (axis_h, axis_w) if plan.whole else group),
         )
-
-    def _mask(self, groups_m: Iterable[int], groups_o: Iterable[int]) -> int:
-        return sum(1 << (m * self.cores_o + o) for m in groups_m for o in groups_o)
 
     def _load_sparse(
         self,

@@ -165,15 +165,17 @@ class Plan:
     whole: bool
 
 
-def boxes_of(plan: Plan, images: int, lattice_h: int, lattice_w: int) -> Iterator[Box]:
-    for image in range(0, images, plan.images):
-        for line in range(0, lattice_h, plan.lines):
-            for pixel in range(0, lattice_w, plan.pixels):
+def boxes_of(sizes: tuple[int, int, int], images: int, lattice_h: int, lattice_w: int) -> Iterator[Box]:
+    """Boxes of so many images, lines and pixels (or what is left of them) that cover a lattice."""
+    most_images, most_lines, most_pixels = sizes
+    for image in range(0, images, most_images):
+        for line in range(0, lattice_h, most_lines):
+            for pixel in range(0, lattice_w, most_pixels):
                 yield Box(
                     image,
-                    min(plan.images, images - image),
+                    min(most_images, images - image),
                     line,
-                    min(plan.lines, lattice_h - line),
+                    min(most_lines, lattice_h - line),
                     pixel,
-                    min(plan.pixels, lattice_w - pixel),
+                    min(most_pixels, lattice_w - pixel),
                 )

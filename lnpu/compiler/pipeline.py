@@ -58,19 +58,25 @@ class Pipeline:
     Parameters
     ----------
     program : Program
-    double : bool
-        The partial sums of consecutive rounds are in different rows: a team drains while it adds up the next round.
-        Otherwise it drains just before.
+    sums : int
+        Rows of partial sums in a round. With room for two rounds' in the store, a team drains one while it adds up the
+        next; otherwise it drains just before.
     """
 
-    def __init__(self, program: Program, *, double: bool) -> None:
-        self.program, self.double = program, double
+    def __init__(self, program: Program, sums: int) -> None:
+        self.program = program
+        self.double = 2 * sums <= program.config.psum_rows
+        self._bases = [0, sums] if self.double else [0]
         self._rounds = [_Round()]
         self._begun = False
         self._results: list[Result] = []  # of the round before; not yet drained
         self._background: deque[Emission] = deque()
         self._loads_left = 0  # of this round, about
         self._stores: list[Emission] = []  # of the last epilogue: they come after the next one's computation
+
+    def begin_round(self) -> int:
+        """The first row of the next round's partial sums."""
+        return self._bases[(len(self._rounds) - 1) % len(self._bases)]
 
     def step(self, shared: Sequence[Emit], products: Sequence[Product], key: Hashable = None) -> None:
         """Add a step: loads for several teams, then each product's load and MULTIPLYs.

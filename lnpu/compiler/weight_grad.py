@@ -1,11 +1,12 @@
 """Weight gradients of convolutions: input channels and taps are the rows, pixels are summed over, dy is resident."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
 from lnpu.compiler.buffers import (
+    COMMAND_CYCLES,
     PageCache,
     block_parts,
     load_sparse,
@@ -15,19 +16,17 @@ from lnpu.compiler.buffers import (
     real_lanes,
     speed_up_of,
 )
-from lnpu.compiler.geometry import Axis, Box, Convolution, Plan, Taps, boxes_of, cut, forward_axes
+from lnpu.compiler.geometry import Axis, Box, Convolution, Taps, boxes_of, cut, forward_axes
 from lnpu.compiler.pipeline import Pipeline, Product, Result
 from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
+from lnpu.compiler.teams import Share, Teams
 from lnpu.compiler.tensor import Tensor
 from lnpu.compiler.tiles import Tile, VectorBuilder
 from lnpu.config import BLOCK
 from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
 __all__ = ["WeightGradLowering"]
-
-_COMMAND = 32
-"""Cycles, about, that LOAD or DRAIN needs for a command besides its elements."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class _Job:
 class WeightGradLowering:
     """WG: input channels (and taps) are the rows, pixels are summed over, dy is resident.
 
-    A team of `cores_o` cores works on one job, each on other output channels; `cores_m` teams share what they load.
+    Teams share the pixels that they load.
     """
 
     def __init__(
@@ -115,25 +114,14 @@ class WeightGradLowering:
         self.program, self.config, self.shape = program, program.config, shape
         self.x, self.dy, self.out, self.rounding = x, dy, out, rounding
         config = self.config
-        groups = -(-out.block_channels // config.lanes)
-        self.cores_o = min(config.cores, groups)
-        self.cores_m = config.cores // self.cores_o
         k, s, p = (shape.kernel_height, shape.kernel_width), shape.stride, shape.padding
         self.axes_h = forward_axes(shape.height, shape.out_height, k[0], s, p)
         self.axes_w = forward_axes(shape.width, shape.out_width, k[1], s, p)
-        # Areas for tiles, taken in turn, then the epilogue's. With few teams one more, so that a tile can be stored
-        # while the next one is drained.
-        tiles = self.cores_m + (self.cores_m < 4)
-        area = (vmem_end - vmem) // (tiles + reserve)
-        areas = [vmem + i * area for i in range(tiles + reserve)]
-        self.areas, self.scratch = areas[:tiles], areas[tiles:]
+        self.teams = Teams(config, out.block_channels, vmem, vmem_end, reserve)
         self.loaded = power_of_two(min(x.padded, BLOCK, config.rows))  # channels of x in a core at a time
-        self.plan = self._plan(area // (out.block_channels // config.beat))
-        # With room for two jobs' partial sums, one drains while the other adds up.
-        self.psum_bases = [0, self.plan.sums] if 2 * self.plan.sums <= config.psum_rows else [0]
-        self.pipeline = Pipeline(program, double=len(self.psum_bases) > 1)
+        self.plan = self._plan(self.teams.area // (out.block_channels // config.beat))
+        self.pipeline = Pipeline(program, self.plan.sums)
         self.cache = PageCache()
-        self.rounds = 0
 
     def _plan(self, budget: int) -> _Plan:
         """The fewest cycles of the slower of cores and LOAD. `budget`: pixels of `out` that an area holds."""
@@ -142,10 +130,9 @@ class WeightGradLowering:
         max_s = max(1, max(len(axis.taps) for axis in self.axes_w))
         phases = len(self.axes_h) * len(self.axes_w)
         least = min(out.width, max(config.beat, out.run_pixels))  # a tile holds whole runs
-        chunk = min(out.block_channels, self.cores_o * config.lanes)
-        chunks = -(-out.block_channels // chunk)
+        teams, chunk, chunks = self.teams, self.teams.chunk, len(self.teams.shares())
         parts = -(-self.x.padded // self.loaded)
-        best: tuple[float, _Plan] | None = None
+        best: tuple[tuple[float, int], _Plan] | None = None
 
         def cost(plan: _Plan) -> float:
             """Cycles, about."""
@@ -155,19 +142,19 @@ class WeightGradLowering:
             boxes = -(-shape.batch // images) * -(-shape.out_height // lines) * -(-shape.out_width // pixels)
             together = -(-halo_r // taps_r) * -(-halo_s // taps_s) * -(-self.loaded // plan.channels)
             jobs = out.planes * parts * phases * -(-max_r // halo_r) * -(-max_s // halo_s) * together
-            rounds = -(-jobs // self.cores_m) * chunks
-            side_by_side = min(self.cores_m, jobs)
+            rounds = -(-jobs // teams.count) * chunks
+            side_by_side = min(teams.count, jobs)
             sources: float = -(-side_by_side // together)
             if side_by_side % together and together % side_by_side:
                 sources += 0.5  # jobs of a round that begin in the middle
             # A line costs more than its pixels: words that it has only a part of.
             x = images * (lines + halo_r - 1) * (pixels + halo_s) * self.loaded / config.beat
             dy = images * lines * (pixels + 1) * chunk / config.beat
-            x = sources * (_COMMAND + x)
-            dy += self.cores_o * _COMMAND
-            products = _COMMAND / 2 + plan.sums * (0.5 + images * lines * pixels / speed_up_of(self.x))
-            drain = _COMMAND + plan.sums * min(config.lanes, chunk) / config.beat
-            drains = side_by_side * self.cores_o * drain
+            x = sources * (COMMAND_CYCLES + x)
+            dy += teams.size * COMMAND_CYCLES
+            products = COMMAND_CYCLES / 2 + plan.sums * (0.5 + images * lines * pixels / speed_up_of(self.x))
+            drain = COMMAND_CYCLES + plan.sums * min(config.lanes, chunk) / config.beat
+            drains = side_by_side * teams.size * drain
             sums = boxes * max(products, x, dy)
             if 2 * plan.sums > config.psum_rows:  # teams drain one after the other, before they go on
                 sums += max(drain, drains - products)
@@ -181,8 +168,9 @@ class WeightGradLowering:
                         if taps_r * taps_s * channels <= min(config.psum_rows, budget):
                             for box in self._boxes(halo):
                                 plan = _Plan(halo, (taps_r, taps_s), channels, box)
-                                if best is None or (cost(plan), -channels) < (best[0], -best[1].channels):
-                                    best = cost(plan), plan
+                                key = (cost(plan), -channels)
+                                if best is None or key < best[0]:
+                                    best = key, plan
                         channels //= 2
         if best is None:
             raise ValueError(
@@ -232,15 +220,15 @@ class WeightGradLowering:
             self.program.commit(self.out)  # DRAIN rounds at its scale
         jobs = list(self._jobs())
         for number, job in enumerate(jobs):
-            job.place = self.areas[number % len(self.areas)]
-        for start in range(0, len(jobs), self.cores_m):
-            self._batch(jobs[start : start + self.cores_m], epilogue)
+            job.place = self.teams.areas[number % len(self.teams.areas)]
+        for start in range(0, len(jobs), self.teams.count):
+            self._batch(jobs[start : start + self.teams.count], epilogue)
         self.pipeline.run()
         self._zeros(epilogue)
 
     def _zeros(self, epilogue: Epilogue) -> None:
         """The gradients of taps that see only padding."""
-        shape, place = self.shape, self.areas[0]
+        shape, place = self.shape, self.teams.areas[0]
         useful_r = {r for axis in self.axes_h for r, _ in axis.taps}
         useful_s = {s for axis in self.axes_w for s, _ in axis.taps}
         for tap in range(shape.kernel_height * shape.kernel_width):
@@ -252,7 +240,7 @@ class WeightGradLowering:
                     channels = min(self.plan.channels, self.x.padded - channel)
                     tile = Tile(0, 1, tap, 1, channel, channels, block, self.out.block_channels // self.config.beat)
                     VectorBuilder(self.program).vector(VectorOp.KEEP_POSITIVE, place, place, 0.0, inner=tile.size)
-                    epilogue(tile, place, False, self.scratch)
+                    epilogue(tile, place, False, self.teams.scratch)
 
     def _batch(self, jobs: list[_Job], epilogue: Epilogue) -> None:
         """Jobs that the teams work on side by side."""
@@ -267,35 +255,30 @@ class WeightGradLowering:
                     continue
                 count = index + 1 - first
                 tile = Tile(0, 1, taps[first], count, job.channel, job.channels, job.block, per_pixel)
-                epilogue(tile, job.place + first * job.channels * per_pixel, False, self.scratch)
+                epilogue(tile, job.place + first * job.channels * per_pixel, False, self.teams.scratch)
                 first = index + 1
 
-        channels = range(0, out.block_channels, self.cores_o * config.lanes)
-        for channel in channels:
-            counts = [out.block_channels - channel - o * config.lanes for o in range(self.cores_o)]
-            lanes = {o: min(config.lanes, count) for o, count in enumerate(counts) if count > 0}
-            psum = self.psum_bases[self.rounds % len(self.psum_bases)]
-            self.rounds += 1
+        shares = self.teams.shares()
+        for share in shares:
+            psum = self.pipeline.begin_round()
             initialise = True
-            plan = Plan(*self.plan.box, *self.plan.taps, whole=True)
-            for box in boxes_of(plan, self.shape.batch, self.shape.out_height, self.shape.out_width):
-                self._step(jobs, box, channel, lanes, psum, initialise)
+            for box in boxes_of(self.plan.box, self.shape.batch, self.shape.out_height, self.shape.out_width):
+                self._step(jobs, box, share, psum, initialise)
                 initialise = False
             self.pipeline.end_round(
                 [
                     Result(
                         m,
-                        partial(self._drain, m, job, channel, lanes, psum),
-                        partial(store, job) if channel == channels[-1] else None,
+                        partial(self._drain, m, job, share, psum),
+                        partial(store, job) if share is shares[-1] else None,
                     )
                     for m, job in enumerate(jobs)
                 ]
             )
 
-    def _step(
-        self, jobs: list[_Job], box: Box, channel: int, lanes: dict[int, int], psum: int, initialise: bool
-    ) -> None:
-        """Products of the pixels of a box, with output channels `channel` and on of each job's block."""
+    def _step(self, jobs: list[_Job], box: Box, share: Share, psum: int, initialise: bool) -> None:
+        """Products of the pixels of a box, with a share of each job's output channels."""
+        teams = self.teams
         sources: dict[tuple, list[int]] = {}  # what is loaded of x -> teams
         errors: dict[tuple[int, tuple[int, int]], list[int]] = {}  # (block, pitch) of dy -> teams
         for m, job in enumerate(jobs):
@@ -305,27 +288,23 @@ class WeightGradLowering:
         dy_pages: dict[tuple[int, int], int] = {}  # of a team and a core in it
 
         def load_x(members: list[int]) -> None:
-            page = self._load_x(self._mask(members, lanes), box, jobs[members[0]])
+            page = self._load_x(teams.mask(members, share), box, jobs[members[0]])
             x_pages.update(dict.fromkeys(members, page))
 
         def load_dy(block: int, pitch: tuple[int, int], members: list[int], o: int) -> None:
-            lane = block * BLOCK + channel + o * self.config.lanes
-            page = self._load_dy(self._mask(members, [o]), box, *pitch, lane, lanes[o])
+            channel, count = share[o]
+            page = self._load_dy(teams.mask(members, [o]), box, *pitch, block * BLOCK + channel, count)
             dy_pages.update({(m, o): page for m in members})
 
         def multiply(m: int) -> None:
             job = jobs[m]
-            first = job.block * BLOCK + channel
-            kinds = {  # lanes that are channels of the tensor, and page
-                o: (real_lanes(self.dy.channels - first - o * self.config.lanes, count), dy_pages[m, o])
-                for o, count in lanes.items()
-            }
-            for count, page in sorted(set(kinds.values())):
-                mask = self._mask([m], [o for o in lanes if kinds[o] == (count, page)])
-                self._multiply(mask, job, box, x_pages[m], page, count, psum, initialise)
+            for o, (channel, count) in share.items():
+                lanes = real_lanes(self.dy.channels - job.block * BLOCK - channel, count)
+                mask = teams.mask([m], [o])
+                self._multiply(mask, job, box, x_pages[m], dy_pages[m, o], lanes, psum, initialise)
 
         self.pipeline.step(
-            [partial(load_dy, *key, members, o) for key, members in errors.items() for o in lanes]
+            [partial(load_dy, *key, members, o) for key, members in errors.items() for o in share]
             + [partial(load_x, members) for members in sources.values()],
             [Product(m, lambda: None, partial(multiply, m)) for m in range(len(jobs))],
         )
@@ -367,9 +346,6 @@ class WeightGradLowering:
             shift_s=1,
             kmask=window,
         )
-
-    def _mask(self, groups_m: Iterable[int], groups_o: Iterable[int]) -> int:
-        return sum(1 << (m * self.cores_o + o) for m in groups_m for o in groups_o)
 
     def _load_x(self, cores: int, box: Box, job: _Job) -> int:
         """Columns of x: sparse row = channel, element = pixel of the haloed box."""
@@ -417,23 +393,22 @@ class WeightGradLowering:
                 )
         return page
 
-    def _drain(self, m: int, job: _Job, channel: int, lanes: dict[int, int], psum: int) -> None:
-        """Round a team's sums, output channels `channel` and on of the job's block, into its tile."""
+    def _drain(self, m: int, job: _Job, share: Share, psum: int) -> None:
+        """Round a team's sums, of a share of the job's output channels, into its tile."""
         config = self.config
         per_pixel = self.out.block_channels // config.beat
         scale, tensor_out = self.rounding.of(self.out)
-        for o, count in lanes.items():
-            first = channel + o * config.lanes
+        for o, (channel, count) in share.items():
             self.program.emit(
                 Opcode.DRAIN,
-                reads=psum_regions(self._mask([m], [o]), psum, job.sums),
+                reads=psum_regions(self.teams.mask([m], [o]), psum, job.sums),
                 writes=[VectorBuilder.rows(job.place, job.sums * per_pixel)],
-                core=m * self.cores_o + o,
+                core=self.teams.core(m, o),
                 count_n=1,
                 count_h=1,
                 count_w=job.sums,
                 lane_beats=count // config.beat,
-                lanes=real_lanes(self.dy.channels - job.block * BLOCK - first, count),
+                lanes=real_lanes(self.dy.channels - job.block * BLOCK - channel, count),
                 shift=self.x.scale + self.dy.scale - scale,
                 scale=scale if self.rounding.fp16 else 0,
                 tensor_a=self.x.state,
@@ -443,6 +418,6 @@ class WeightGradLowering:
                 saturate=int(self.rounding.saturate),
                 psum=psum,
                 psum_w=1,
-                vmem=job.place + first // config.beat,
+                vmem=job.place + channel // config.beat,
                 vmem_w=per_pixel,
             )

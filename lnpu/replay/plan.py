@@ -24,8 +24,7 @@ from lnpu.datasets import load_images, normalise
 from lnpu.driver import Host, write_raw
 from lnpu.formats import SLOT_BYTES
 from lnpu.replay.simulate import AFTER, BEFORE, RECORD_BYTES, Operand, Segment
-from lnpu.sim.build import HARNESS, imported_sources
-from lnpu.toolchain import RTL
+from lnpu.sim.build import add_sources
 from lnpu.train_step import Settings, prepare
 
 __all__ = ["GoldenStep", "Images", "key_of", "load", "plan"]
@@ -34,8 +33,8 @@ _VERSION = 1
 """Of what a segment's result is; those of another are not taken for it."""
 
 _SOURCES = (
-    "lnpu.chip", "lnpu.compiler.policies", "lnpu.compiler.traffic", "lnpu.driver", "lnpu.replay.simulate",
-    "golden.network",
+    "lnpu.chip", "lnpu.compiler.policies", "lnpu.compiler.traffic", "lnpu.driver", "lnpu.replay.plan",
+    "lnpu.replay.simulate", "golden.network",
 )  # fmt: skip
 
 _NO_MEMORY = {Opcode.MULTIPLY, Opcode.DRAIN, Opcode.VECTOR, Opcode.STATE, Opcode.COMMIT, Opcode.NOP}
@@ -64,12 +63,7 @@ def key_of(settings: Settings, config: ChipConfig, images: Images) -> str:
     digest = hashlib.sha256(json.dumps([_VERSION, asdict(config), numbers, images.classes]).encode())
     for array in (images.pixels, images.labels):
         digest.update(np.ascontiguousarray(array).tobytes())
-    root = Path(__file__).resolve().parent.parent.parent
-    sources = {Path(__file__).resolve(), HARNESS, *(RTL / "sram").glob("*.v")}
-    for module in _SOURCES:
-        sources |= imported_sources(module)
-    for name, path in sorted((str(path.relative_to(root)), path) for path in sources):
-        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    add_sources(digest, *_SOURCES)
     return digest.hexdigest()[:12]
 
 

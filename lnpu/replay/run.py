@@ -201,8 +201,8 @@ def _report(results: Sequence[Mapping[str, Any]], config: ChipConfig) -> dict[st
 
 def _derived(entry: Mapping[str, Any], config: ChipConfig) -> dict[str, Any]:
     """Add cycles that products alone would take: those that were issued, and all in FP16."""
-    peak, cycles = config.macs_fp16, entry.get("cycles", 0)
-    ideal, dense = (entry.get("mac16", 0) + entry.get("mac8", 0) / 2) / peak, entry.get("macs_dense", 0) / peak
+    cycles, dense = entry.get("cycles", 0), config.ideal_cycles(entry.get("macs_dense", 0), 0)
+    ideal = config.ideal_cycles(entry.get("mac16", 0), entry.get("mac8", 0))
     return {
         **entry,
         "seconds": round(entry.get("seconds", 0), 1),

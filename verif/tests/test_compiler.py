@@ -19,7 +19,7 @@ from lnpu.compiler.convolution import Convolution, Rounding, lower_forward, lowe
 from lnpu.compiler.graph import Graph, fuse, resnet18
 from lnpu.compiler.layers import Optimiser, Workspace
 from lnpu.compiler.policies import FORMATS, TARGETS
-from lnpu.compiler.program import Program, Region
+from lnpu.compiler.program import Emission, Program, Region, interleaved, merged
 from lnpu.compiler.tensor import MemoryMap, Tensor, padded_channels
 from lnpu.compiler.tiles import Tile
 from lnpu.compiler.training import Formats, TrainingStep
@@ -884,6 +884,47 @@ def test_hazards_of_cores() -> None:
     assert emitted(multiply, second, free, third)[3] == (set(), 1)
     assert emitted(multiply, second, second, free)[3] == (set(), 0)
     assert emitted(multiply, other, second, (Opcode.LOAD, [], [sparse(0, 0), sparse(1, 0)], {}))[3] == (set(), 2, 1)
+
+
+def test_recorded() -> None:
+    """What is recorded is emitted only when it is played; loss scalings are where their commands then are."""
+    program = Program(TINY)
+
+    def body() -> None:
+        program.emit(Opcode.VECTOR, writes=[A], loss_scaling=1)
+        inner = program.record(lambda: program.emit(Opcode.STORE, reads=[A]))
+        program.play(inner)
+
+    emissions = program.record(body)
+    assert [e.opcode for e in emissions] == [Opcode.VECTOR, Opcode.STORE] and not program.commands
+    program.emit(Opcode.LOAD, writes=[B])
+    program.play(emissions)
+    assert [c.opcode for c in program.commands] == [Opcode.LOAD, Opcode.VECTOR, Opcode.STORE]
+    assert program.loss_scalings == [1] and waits(program)[2] == ({Unit.VECTOR}, 0)
+
+
+def test_interleaved() -> None:
+    def some(opcode: Opcode, count: int) -> list[Emission]:
+        return [Emission(opcode, [], [], {"pixel": number}) for number in range(count)]
+
+    loads, stores = some(Opcode.LOAD, 2), some(Opcode.STORE, 4)
+    mixed = interleaved(loads, stores)
+    assert [e.opcode for e in mixed] == [Opcode.LOAD, Opcode.STORE, Opcode.STORE] * 2
+    assert [e for e in mixed if e in loads] == loads and [e for e in mixed if e in stores] == stores
+    assert interleaved([], loads) == loads and interleaved() == []
+
+
+def test_merged() -> None:
+    """MULTIPLYs that differ in their cores alone become one, at the first's place, with the regions of all."""
+
+    def multiply(core: int, psum: int, **fields: int) -> Emission:
+        region = Region(f"psum {core}", psum, psum + 1)
+        return Emission(Opcode.MULTIPLY, [], [region], {"cores": 1 << core, "psum": psum} | fields)
+
+    load = Emission(Opcode.LOAD, [], [], {})
+    found = merged([multiply(0, 3), load, multiply(1, 3), multiply(2, 4), multiply(2, 3), multiply(2, 3), load])
+    assert [e.fields.get("cores") for e in found] == [0b111, None, 0b100, 0b100, None]
+    assert [region.space for region in found[0].writes] == ["psum 0", "psum 1", "psum 2"]
 
 
 def test_marks() -> None:
