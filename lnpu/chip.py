@@ -135,7 +135,8 @@ class Chip(Block):
         wiring.connect(m, drain.write, vmem.write_drain)
         wiring.connect(m, vector.write, vmem.write_vector)
         wiring.connect(m, store.read, vmem.read_store)
-        wiring.connect(m, vector.read, vmem.read_vector)
+        for name in ("read_a", "read_b", "read_c"):
+            wiring.connect(m, getattr(vector, name), getattr(vmem, name))
 
         # Partial sums: the row that comes is that of the core asked last.
         request = drain.psum_request

@@ -19,8 +19,6 @@ from lnpu.compiler.tensor import Tensor
 from lnpu.config import BLOCK, ChipConfig
 from lnpu.ctrl.commands import (
     COMMAND_BYTES,
-    READS_B,
-    READS_C,
     TAKES_TWO,
     Command,
     Opcode,
@@ -42,7 +40,7 @@ _LOOKUP = 4  # for each dynamic tensor that a command names
 _WAIT = 2  # from the end of what a command waits for to its start
 _LOAD, _RAW, _NEXT_LOAD = 22, 10, 26  # until the first element; for the next one behind another, which is fetched ahead
 _STORE, _STORE_RAW = 12, 10
-_DRAIN, _VECTOR, _MULTIPLY = 8, 8, 8
+_DRAIN, _VECTOR, _MULTIPLY = 8, 9, 8
 _DIVIDE = 34  # of an element
 _ADAPT, _STATE = 30, 8
 _MARK = 16
@@ -407,13 +405,7 @@ class _Model:
                 rows = f["outer"] * f["inner"]
                 if f["op"] in (VectorOp.DIV.value, VectorOp.SQRT.value):
                     return rows * beat * _DIVIDE + _VECTOR
-                reads = rows
-                same = all(f.get(f"a{part}", 0) == f.get(f"b{part}", 0) for part in ("", "_outer", "_inner"))
-                if VectorOp(f["op"]) in READS_B and not f["b_immediate"] and not same:
-                    reads += rows if f["b_inner"] else f["outer"]
-                if VectorOp(f["op"]) in READS_C and not f["c_immediate"]:
-                    reads += rows if f["c_inner"] else f["outer"]
-                return reads + _VECTOR
+                return rows + _VECTOR
             case Opcode.ADAPT:
                 self.segment.write_words += 32 / self.word
                 return _ADAPT + self.latency

@@ -122,7 +122,7 @@ class DirectLowering:
             products = steps_k * outputs * taps * depth / speed_up
             if 2 * outputs > config.psum_rows:  # teams drain one after the other, before they go on
                 drain = COMMAND_CYCLES + outputs * min(config.lanes, out.block_channels) / config.beat
-                products += max(drain, min(teams.count, tiles) * drain - outputs * taps_r * taps_s * depth / speed_up)
+                products += min(teams.count, tiles) * drain
             return rounds * (max(products, sparse, dense) + (sparse + dense) / 4)
 
         for taps_r, taps_s in sorted({(max_r, max_s), (1, max_s), (1, 1)}):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Cat, Module, Mux, Signal, ValueLike
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, ValueLike
 from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
 
@@ -35,13 +35,16 @@ def _round_robin(m: Module, valids: Sequence[ValueLike], name: str) -> list[Sign
     return readys
 
 
+BANKS = 4
+
+
 def _bank(address):
-    """Bank of a row: rows that follow each other, and every second or fourth row, are spread over both."""
-    return address[0] ^ address[1] ^ address[2]
+    """Bank of a row: rows that follow each other, and those a power of two apart, are spread over all of them."""
+    return Cat(address[0::2].xor(), address[1::2].xor())
 
 
 class VectorMemory(Block):
-    """`vmem_rows` rows of `beat` FP32 words in two banks, each with one write and one read a cycle.
+    """`vmem_rows` rows of `beat` FP32 words in four banks, each with one write and one read a cycle.
 
     A write takes effect at its handshake: a read whose handshake is in a later cycle returns it, one in the same cycle
     returns the old row. Arbitration among the write ports, and among the read ports, is round robin in each bank: a
@@ -56,7 +59,8 @@ class VectorMemory(Block):
     Members
     -------
     write_load, write_drain, write_vector : In(stream.Signature(vmem_write(config)))
-    read_store, read_vector : In(vmem_read_signature(config))
+    read_store, read_a, read_b, read_c : In(vmem_read_signature(config))
+        Those of the vector unit give a row in the cycle after the handshake only.
     error : Out(1)
         An access whose address is beyond the last row is taken in this cycle. Such a write is dropped; such a read
         returns any row.
@@ -70,7 +74,9 @@ class VectorMemory(Block):
                 "write_drain": In(stream.Signature(vmem_write(config))),
                 "write_vector": In(stream.Signature(vmem_write(config))),
                 "read_store": In(vmem_read_signature(config)),
-                "read_vector": In(vmem_read_signature(config)),
+                "read_a": In(vmem_read_signature(config)),
+                "read_b": In(vmem_read_signature(config)),
+                "read_c": In(vmem_read_signature(config)),
                 "error": Out(1),
             }
         )
@@ -79,7 +85,7 @@ class VectorMemory(Block):
         m = Module()
         row_bits = 32 * self.config.beat
         writers = [self.write_load, self.write_drain, self.write_vector]
-        readers = [self.read_store, self.read_vector]
+        readers = [self.read_store, self.read_a, self.read_b, self.read_c]
         written, asked = (
             [_bank(port.payload.address) for port in writers],
             [_bank(port.request.payload) for port in readers],
@@ -92,8 +98,8 @@ class VectorMemory(Block):
         banks = []
         fires = []  # of each bank, which reader it serves
         write_ready, read_ready = [], []
-        for number in range(2):
-            m.submodules[f"bank{number}"] = bank = Sram(depth=(self.config.vmem_rows + 1) // 2, width=row_bits)
+        for number in range(BANKS):
+            m.submodules[f"bank{number}"] = bank = Sram(depth=-(-self.config.vmem_rows // BANKS), width=row_bits)
             banks.append(bank)
 
             asks = [port.valid & (which == number) for port, which in zip(writers, written, strict=True)]
@@ -105,7 +111,7 @@ class VectorMemory(Block):
             any_write = Cat(asks).any()
             m.d.comb += [
                 bank.w_en.eq(any_write & inside(write.address)),
-                bank.w_addr.eq(write.address[1:]),
+                bank.w_addr.eq(write.address[2:]),
                 bank.w_data.eq(write.row),
             ]
 
@@ -117,29 +123,31 @@ class VectorMemory(Block):
                 with m.If(fire):
                     m.d.comb += address.eq(port.request.payload)
             any_read = Cat(asks).any()
-            m.d.comb += [bank.r_en.eq(any_read & inside(address)), bank.r_addr.eq(address[1:])]
+            m.d.comb += [bank.r_en.eq(any_read & inside(address)), bank.r_addr.eq(address[2:])]
             errors += [any_write & ~inside(write.address), any_read & ~inside(address)]
 
         for i, (port, which) in enumerate(zip(writers, written, strict=True)):
-            m.d.comb += port.ready.eq(Mux(which, write_ready[1][i], write_ready[0][i]))
+            m.d.comb += port.ready.eq(Array(ready[i] for ready in write_ready)[which])
 
-        # A bank's output is the row of the port that it served last. When it serves the other one, that row moves to
-        # the `held` of the port that it is owed to, if that one has not been served by the other bank since.
-        owners = [Signal(name=f"owner{number}") for number in range(2)]
-        latest = [Signal(name=f"latest{i}") for i in range(2)]  # bank that served the port last
-        for number in range(2):
-            for i in range(2):
-                with m.If(fires[number][i]):
-                    m.d.sync += [owners[number].eq(i), latest[i].eq(number)]
+        # A bank's output is the row of the port that it served last.
+        rows = []
         for i, (port, which) in enumerate(zip(readers, asked, strict=True)):
-            held = Signal(row_bits, name=f"held{i}", reset_less=True)
-            current = Mux(latest[i], banks[1].r_data, banks[0].r_data)
-            mine = Mux(latest[i], owners[1], owners[0]) == i
+            latest = Signal(range(BANKS), name=f"latest{i}")  # bank that served the port last
+            for number in range(BANKS):
+                with m.If(fires[number][i]):
+                    m.d.sync += latest.eq(number)
+            rows.append(Array(bank.r_data for bank in banks)[latest])
             m.d.comb += [
-                port.request.ready.eq(Mux(which, read_ready[1][i], read_ready[0][i])),
-                port.row.eq(Mux(mine, current, held)),
+                port.request.ready.eq(Array(ready[i] for ready in read_ready)[which]),
             ]
-            with m.If(mine):
-                m.d.sync += held.eq(current)
+            if port is not self.read_store:
+                m.d.comb += port.row.eq(rows[i])
+        # STORE's row stays until its next one: where the bank may serve others, in `held`.
+        held = Signal(row_bits, reset_less=True)
+        fresh = Signal()
+        m.d.sync += fresh.eq(Cat(fires[number][0] for number in range(BANKS)).any())
+        m.d.comb += self.read_store.row.eq(Mux(fresh, rows[0], held))
+        with m.If(fresh):
+            m.d.sync += held.eq(rows[0])
         m.d.comb += self.error.eq(Cat(errors).any())
         return m

@@ -2,8 +2,8 @@
 
 from itertools import pairwise
 
-from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import data, enum, stream
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
@@ -12,6 +12,7 @@ from lnpu.fp.fp32_divide import Fp32DivideSqrt
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, command_stream, vmem_read_signature, vmem_row, vmem_write
 from lnpu.vector.exact_sums import ExactSums
+from lnpu.vector.operand_fetch import OperandFetch
 from lnpu.vector.skid_buffer import SkidBuffer
 from lnpu.vector.strided_address import StridedAddress
 from lnpu.vector.vector_lane import VectorLane
@@ -19,17 +20,9 @@ from lnpu.vector.vector_lane import VectorLane
 __all__ = ["VectorUnit"]
 
 
-class Operand(enum.Enum, shape=2):
-    """Operands, in the order in which they are read."""
-
-    A = 0
-    B = 1
-    C = 2
-
-
 BEAT = data.StructLayout(
     {
-        "valid": 1,  # the last operand of this beat is there
+        "valid": 1,
         "first": 1,  # inner = 0
         "end": 1,  # last inner
         "last": 1,  # last beat of the command
@@ -40,12 +33,13 @@ BEAT = data.StructLayout(
 class VectorUnit(Block):
     """Executes VECTOR commands; `lnpu.ctrl.commands` has the fields and operations.
 
-    A command without DIV or SQRT takes one cycle a row that it reads, and at least one a beat, as long as the memory
-    grants every cycle. Of an operand b or c whose inner stride is 0, a row is read once for all the inner indices; b is
-    not read where its walk is that of a. DIV and SQRT compute one element after the other. Rows are read in order, and
-    written in order after they were read: `dst` may be the same walk as an operand. SUM_OUT ignores a, b and c, and
-    writes its row for each inner index. Nothing but the two loops and the operation is checked here; the vector memory
-    checks the addresses.
+    A command without DIV or SQRT takes one cycle a beat, as long as the memory grants every cycle: each operand has a
+    read port of its own and is read up to two rows ahead. Of an operand b or c whose inner stride is 0, a row is read
+    once for all the inner indices; b is not read where its walk is that of a. DIV and SQRT compute one element after
+    the other. An operand's rows are read in order, and a beat's row is written after the beat's operands were read:
+    `dst` may be the same walk as an operand, but no row may be written that a later beat reads. SUM_OUT ignores a, b
+    and c, and writes its row for each inner index. Nothing but the two loops and the operation is checked here; the
+    vector memory checks the addresses.
 
     Parameters
     ----------
@@ -61,7 +55,8 @@ class VectorUnit(Block):
     error : Out(Error)
         FIELD for one cycle, while `busy`, where the command was dropped: unknown operation, no beats, or sums beyond
         the last row.
-    read : Out(vmem_read_signature(config))
+    read_a, read_b, read_c : Out(vmem_read_signature(config))
+        `row` is looked at only in the cycle after a request was taken.
     write : Out(stream.Signature(vmem_write(config)))
     """
 
@@ -72,7 +67,9 @@ class VectorUnit(Block):
                 "command": In(command_stream()),
                 "busy": Out(1),
                 "error": Out(Error),
-                "read": Out(vmem_read_signature(config)),
+                "read_a": Out(vmem_read_signature(config)),
+                "read_b": Out(vmem_read_signature(config)),
+                "read_c": Out(vmem_read_signature(config)),
                 "write": Out(stream.Signature(vmem_write(config))),
             }
         )
@@ -127,77 +124,36 @@ class VectorUnit(Block):
                 m.next = "IDLE"
         m.d.comb += self.busy.eq(~control.ongoing("IDLE"))
 
-        # Fetch: one operand a cycle. `arrived` is set while a row that was asked for has not been taken on yet; a new
-        # one is asked for only when it has, or is just now. All of this hangs on registers only, so a request never
-        # goes away once made.
+        # Beats: `arrived` holds the next one, which is taken on when its operands are there. (That of SUM_OUT are sums,
+        # which are read a cycle before.)
         enable = Signal()  # the pipeline behind moves
         dividing = Signal()
-        operand = Signal(Operand, reset_less=True)
-        arrived_operand = Signal(Operand, reset_less=True)
+        operands_ready = Signal()
         arrived = Signal()
         arrived_beat = Signal(BEAT, reset_less=True)
         asking = Signal()
         ask = Signal()
-        asked = Signal()
         take = Signal()
-        last_operand = Signal()
-        next_operand = Signal(Operand)
         inner_left = Signal(16, reset_less=True)
         outer_left = Signal(16, reset_less=True)
         first = Signal(reset_less=True)
         end = Signal()
-
-        b_is_a = Signal(reset_less=True)
-        still_b, still_c = Signal(reset_less=True), Signal(reset_less=True)  # the row stays over the inner loop
-        m.d.sync += [
-            b_is_a.eq(
-                (command.a == command.b) & (command.a_outer == command.b_outer) & (command.a_inner == command.b_inner)
-            ),
-            still_b.eq(command.b_inner == 0),
-            still_c.eq(command.c_inner == 0),
-        ]
-        need_b, need_c = Signal(), Signal()  # for this beat
         m.d.comb += [
-            need_b.eq(reads_b & ~b_is_a & (first | ~still_b)),
-            need_c.eq(reads_c & (first | ~still_c)),
-        ]
-        with m.Switch(operand):
-            with m.Case(Operand.A):
-                m.d.comb += last_operand.eq(rounding | ~(need_b | need_c))
-                m.d.comb += next_operand.eq(Mux(need_b, Operand.B, Operand.C))
-            with m.Case(Operand.B):
-                m.d.comb += last_operand.eq(~need_c)
-                m.d.comb += next_operand.eq(Operand.C)
-            with m.Default():
-                m.d.comb += last_operand.eq(1)
-        m.d.comb += [
-            take.eq(arrived & enable & ~dividing),
+            take.eq(arrived & enable & ~dividing & operands_ready),
             ask.eq(asking & (~arrived | take)),
-            self.read.request.valid.eq(ask & ~rounding),
-            asked.eq(ask & (rounding | self.read.request.ready)),
             end.eq(inner_left == 1),
         ]
         with m.If(start):
-            m.d.sync += [
-                asking.eq(1),
-                operand.eq(Operand.A),
-                inner_left.eq(command.inner),
-                outer_left.eq(command.outer),
-                first.eq(1),
-            ]
-        with m.Elif(asked):
-            m.d.sync += operand.eq(Mux(last_operand, Operand.A, next_operand))
-            with m.If(last_operand):
-                m.d.sync += [inner_left.eq(inner_left - 1), first.eq(end)]
-                with m.If(end):
-                    m.d.sync += [inner_left.eq(command.inner), outer_left.eq(outer_left - 1)]
-                    with m.If(outer_left == 1):
-                        m.d.sync += asking.eq(0)
-        with m.If(asked):
+            m.d.sync += [asking.eq(1), inner_left.eq(command.inner), outer_left.eq(command.outer), first.eq(1)]
+        with m.Elif(ask):
+            m.d.sync += [inner_left.eq(inner_left - 1), first.eq(end)]
+            with m.If(end):
+                m.d.sync += [inner_left.eq(command.inner), outer_left.eq(outer_left - 1)]
+                with m.If(outer_left == 1):
+                    m.d.sync += asking.eq(0)
+        with m.If(ask):
             m.d.sync += [
                 arrived.eq(1),
-                arrived_operand.eq(operand),
-                arrived_beat.valid.eq(last_operand),
                 arrived_beat.first.eq(first),
                 arrived_beat.end.eq(end),
                 arrived_beat.last.eq(end & (outer_left == 1)),
@@ -205,36 +161,51 @@ class VectorUnit(Block):
         with m.Elif(take):
             m.d.sync += arrived.eq(0)
 
-        def address(name):
-            walk = place(m, f"address_{name}", StridedAddress())
-            m.d.comb += [
-                walk.start.eq(start),
-                walk.base.eq(command[name]),
-                walk.inner_stride.eq(command[f"{name}_inner"]),
-                walk.outer_stride.eq(command[f"{name}_outer"]),
-            ]
-            return walk
-
-        sources = {which: address(which.name.lower()) for which in Operand}
-        for source in sources.values():
-            m.d.comb += [source.step.eq(asked & last_operand), source.wrap.eq(end)]
-        with m.Switch(operand):
-            for which, source in sources.items():
-                with m.Case(which):
-                    m.d.comb += self.read.request.payload.eq(source.address)
-
-        # Operands. Immediate ones stay in their registers for the whole command.
+        # Operands. Immediate ones stay in their registers for the whole command, others where they do not step.
+        b_is_a, still_b, still_c = Signal(), Signal(), Signal()  # still: the row stays over the inner loop
+        m.d.comb += [
+            b_is_a.eq(
+                (command.a == command.b) & (command.a_outer == command.b_outer) & (command.a_inner == command.b_inner)
+            ),
+            still_b.eq(command.b_inner == 0),
+            still_c.eq(command.c_inner == 0),
+        ]
         a, b, c = (Signal(row, name=name, reset_less=True) for name in "abc")
         with m.If(start):
             m.d.sync += [value.eq(command.immediate_b) for value in b]
             m.d.sync += [value.eq(command.immediate_c) for value in c]
-        with m.If(take), m.Switch(arrived_operand):
-            for which, register in zip(Operand, (a, b, c), strict=True):
-                with m.Case(which):
-                    m.d.sync += register.eq(self.read.row)
-                    if which is Operand.A:
-                        with m.If(reads_b & b_is_a):
-                            m.d.sync += b.eq(self.read.row)
+        shared = Signal(reset_less=True)  # b's rows are those of a
+        m.d.sync += shared.eq(reads_b & b_is_a)
+        ready = []
+        for name, register, needed, still in (
+            ("a", a, ~rounding, Const(0, 1)),
+            ("b", b, reads_b & ~b_is_a, still_b),
+            ("c", c, reads_c, still_c),
+        ):
+            fetch = place(m, f"fetch_{name}", OperandFetch(config=config))
+            due = Signal(name=f"due_{name}")
+            used = Signal(name=f"used_{name}", reset_less=True)
+            stays = Signal(name=f"stays_{name}", reset_less=True)
+            m.d.sync += [used.eq(needed), stays.eq(still)]
+            m.d.comb += [
+                fetch.start.eq(start & needed),
+                fetch.base.eq(command[name]),
+                fetch.inner_stride.eq(command[f"{name}_inner"]),
+                fetch.outer_stride.eq(command[f"{name}_outer"]),
+                fetch.inner.eq(command.inner),
+                fetch.outer.eq(command.outer),
+                fetch.still.eq(still),
+                due.eq(used & (arrived_beat.first | ~stays)),
+                fetch.rows.ready.eq(take & due),
+            ]
+            wiring.connect(m, fetch.read, wiring.flipped(getattr(self, f"read_{name}")))
+            ready.append(~due | fetch.rows.valid)
+            with m.If(take & due):
+                m.d.sync += register.eq(fetch.rows.payload)
+                if name == "a":
+                    with m.If(shared):
+                        m.d.sync += b.eq(fetch.rows.payload)
+        m.d.comb += operands_ready.eq(Cat(ready).all())
 
         # Division: the unit takes element 0 of the operands, which rotate by an element at each result. After `beat`
         # results they are in a, in their places.
@@ -247,7 +218,7 @@ class VectorUnit(Block):
             divider.b.eq(b[0]),
         ]
         with m.FSM(name="division") as division:
-            with m.State("IDLE"), m.If(take & arrived_beat.valid & divides):
+            with m.State("IDLE"), m.If(take & divides):
                 m.next = "START"
             with m.State("START"):
                 m.d.comb += divider.start.eq(1)
@@ -274,9 +245,9 @@ class VectorUnit(Block):
         taps[VectorOp.SUM_OUT] = ExactSums.ROUND_LATENCY - 1  # they skip the operand registers
         beats = [Signal(BEAT, name=f"beat{k}") for k in range(max(taps.values()) + 1)]
         with m.If(enable):
-            m.d.sync += beats[0].valid.eq(Mux(divides, divided, take & arrived_beat.valid))
+            m.d.sync += beats[0].valid.eq(Mux(divides, divided, take))
             m.d.sync += [after.eq(before) for before, after in pairwise(beats)]
-        with m.If(take & arrived_beat.valid):
+        with m.If(take):
             m.d.sync += [beats[0][flag].eq(arrived_beat[flag]) for flag in ("first", "end", "last")]
         with m.If(~self.busy):  # beats whose results were taken are on their way still: past this operation's stage
             m.d.sync += [beat.valid.eq(0) for beat in beats]
@@ -308,7 +279,7 @@ class VectorUnit(Block):
             exact.last.eq(beats[0].end),
             exact.a.eq(a),
             exact.b.eq(b),
-            exact.read.eq(asked & rounding),
+            exact.read.eq(ask & rounding),
             exact.read_next.eq(end),
             exact.round_enable.eq(enable),
         ]
@@ -318,8 +289,12 @@ class VectorUnit(Block):
         buffer = place(m, "buffer", SkidBuffer(width=entry.size))
         incoming = Signal(entry)
         outgoing = data.View(entry, buffer.o.payload)
-        destination = address("dst")
+        destination = place(m, "destination", StridedAddress())
         m.d.comb += [
+            destination.start.eq(start),
+            destination.base.eq(command.dst),
+            destination.inner_stride.eq(command.dst_inner),
+            destination.outer_stride.eq(command.dst_outer),
             enable.eq(buffer.i.ready),
             destination.step.eq(buffer.i.valid & enable),
             destination.wrap.eq(result.end),
