@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, fields, replace
 
-__all__ = ["CONFIGS", "EDGE", "PAPER", "TINY", "ChipConfig", "get_config"]
+from lnpu.formats import BLOCK, psum_layout
 
-BLOCK = 64
-"""Elements in an encoded block of a tensor (fixed by the memory format)."""
+__all__ = ["CONFIGS", "EDGE", "PAPER", "TINY", "ChipConfig", "get_config"]
 
 
 def _check(name: str, value: int, allowed: str, ok: bool) -> None:
@@ -138,7 +137,7 @@ class ChipConfig:
     @property
     def sram_bytes(self) -> float:
         """On-chip SRAM: buffers and partial sums of the cores, vector memory, exact accumulators, FGMP states."""
-        element, psum = 16 + 2, self.acc_bits + 3
+        element, psum = 16 + 2, psum_layout(self.acc_bits).size
         core = (
             2 * self.rows * self.depth * element
             + 2 * self.dense_rows * self.lanes * 16

@@ -9,6 +9,7 @@ __all__ = [
     "F32_NAN",
     "MAX_LENGTH",
     "MAX_LOG2_RUN",
+    "PSUM_WORD",
     "SLOT_BYTES",
     "Code",
     "NonzeroMode",
@@ -18,7 +19,8 @@ __all__ = [
     "psum_layout",
 ]
 
-from lnpu.config import BLOCK
+BLOCK = 64
+"""Elements in an encoded block of a tensor (fixed by the memory format)."""
 
 SLOT_BYTES = 160
 """Bytes of memory for each encoded block of a run, whatever it needs."""
@@ -28,6 +30,9 @@ MAX_LENGTH = 145
 
 MAX_LOG2_RUN = 4
 """Encoded blocks of a run: 2 to this power at most, and at most as many as an AXI word has bytes."""
+
+PSUM_WORD = 27
+"""Bits of the words in which exact sums are added, see `psum_layout`."""
 
 F16_INF, F16_NAN, F32_NAN = 0x7C00, 0x7E00, 0x7FC00000
 """Canonical encodings: every NaN that the chip makes is one of the last two."""
@@ -78,5 +83,9 @@ def element_beat(beat: int) -> data.StructLayout:
 
 
 def psum_layout(acc_bits: int) -> data.StructLayout:
-    """An exact partial sum: two's complement value (LSB 2^-48) and what non-finite operands contributed."""
-    return data.StructLayout({"acc": acc_bits, "nan": 1, "pinf": 1, "ninf": 1})
+    """An exact partial sum: two's complement value (LSB 2^-48) and what non-finite operands contributed.
+
+    The value is `acc` plus, for every i, carries[i] * 2^(PSUM_WORD * (i + 1)), modulo 2^acc_bits: an addition carries
+    only within words of PSUM_WORD bits, and what goes on into the next word is added together with the next product.
+    """
+    return data.StructLayout({"acc": acc_bits, "carries": (acc_bits - 1) // PSUM_WORD, "nan": 1, "pinf": 1, "ninf": 1})

@@ -9,6 +9,7 @@ from cocotb.triggers import RisingEdge
 
 from lnpu.formats import F16_INF, F16_NAN, F32_NAN, psum_layout
 from verif.agents import pack, start
+from verif.pe_tb import carried
 from verif.runner import parameters, rng
 
 LSB = -48
@@ -40,7 +41,8 @@ def round_integer(value: int, exponent: int, *, fraction_bits: int, bias: int, s
 
 def expected(psum: dict, shift: int, scale: int, fp16: int, saturate: int, acc_bits: int) -> tuple[int, int]:
     """`o` and `nonfinite`."""
-    acc = psum["acc"] - ((psum["acc"] >> (acc_bits - 1)) << acc_bits)
+    acc = (psum["acc"] + carried(psum["carries"], acc_bits)) & ((1 << acc_bits) - 1)
+    acc -= (acc >> (acc_bits - 1)) << acc_bits
     if psum["nan"] or (psum["pinf"] and psum["ninf"]):
         half, single = F16_NAN, F32_NAN
     elif psum["pinf"] or psum["ninf"]:
@@ -103,9 +105,11 @@ async def run(dut, cases: list[tuple], stall: float) -> None:
     assert not wrong, f"{len(wrong)} of {len(cases)} wrong, e.g. {wrong[:5]}"
 
 
-def number(acc: int, acc_bits: int) -> dict:
-    """A finite partial sum."""
-    return {"acc": acc & ((1 << acc_bits) - 1), "nan": 0, "pinf": 0, "ninf": 0}
+def number(acc: int, acc_bits: int, carries: int = 0) -> dict:
+    """A finite partial sum, as it is with these carries between its words."""
+    carries &= (1 << psum_layout(acc_bits)["carries"].width) - 1
+    acc -= carried(carries, acc_bits)
+    return {"acc": acc & ((1 << acc_bits) - 1), "carries": carries, "nan": 0, "pinf": 0, "ninf": 0}
 
 
 @cocotb.test()
@@ -135,11 +139,31 @@ async def corner_sums(dut):
             for shift in chosen.tolist():
                 acc = -magnitude if random.integers(2) else magnitude
                 cases.append(
-                    (number(acc, acc_bits), shift, int(random.integers(-64, 65)) * fp16, fp16, int(random.integers(2)))
+                    (
+                        number(acc, acc_bits, int(random.integers(16))),
+                        shift,
+                        int(random.integers(-64, 65)) * fp16,
+                        fp16,
+                        int(random.integers(2)),
+                    )
                 )
     cases += [
-        (number(-1 << (acc_bits - 1), acc_bits), shift, 0, fp16, saturate)  # the one without a positive counterpart
-        for shift, fp16, saturate in product((0, -48, 127 + LSB, -2048, 2047), (0, 1), (0, 1))
+        (number(-1 << (acc_bits - 1), acc_bits, carries), shift, 0, fp16, saturate)  # has no positive counterpart
+        for shift, fp16, saturate, carries in product((0, -48, 127 + LSB, -2048, 2047), (0, 1), (0, 1), (0, 5, 15))
+    ]
+    await run(dut, cases, 0.0)
+
+
+@cocotb.test()
+async def waiting_carries(dut):
+    """Sums around zero and around the borders of the words, as they are with every combination of carries."""
+    dut.enable.value = 0
+    await start(dut)
+    acc_bits = parameters()["acc_bits"]
+    sums = {sign * ((1 << border) + some) for border in (0, 27, 54, 81) for some in (-1, 0, 1) for sign in (1, -1)}
+    cases = [
+        (number(acc, acc_bits, carries), 48 - 20, 0, fp16, 0)
+        for acc, carries, fp16 in product(sorted(sums), range(16), (0, 1))
     ]
     await run(dut, cases, 0.0)
 
@@ -194,5 +218,5 @@ def random_cases(random: np.random.Generator, count: int, acc_bits: int) -> list
         )
         acc = -magnitude if source.getrandbits(1) else magnitude
         scale = source.randint(-64, 64) * fp16
-        cases.append((number(acc, acc_bits), shift, scale, fp16, source.getrandbits(1)))
+        cases.append((number(acc, acc_bits, source.getrandbits(4)), shift, scale, fp16, source.getrandbits(1)))
     return cases

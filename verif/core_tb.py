@@ -9,9 +9,10 @@ from cocotb.triggers import RisingEdge
 from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import Command, Opcode
 from lnpu.ctrl.counters import core_events_layout
+from lnpu.formats import psum_layout
 from lnpu.interfaces import Error
 from verif.agents import start, unpack
-from verif.pe_tb import CORNERS, F16, FP8
+from verif.pe_tb import CORNERS, F16, FP8, meaning
 from verif.runner import parameters, rng
 from verif.sparse_buffer_tb import BufferWriter
 from verif.zero_skip_tb import cycles_of
@@ -43,11 +44,12 @@ class Sums:
                 self.acc[n] += int(value * 2.0**48)
 
     def mismatches(self, word: int, acc_bits: int) -> list[str]:
-        """Where packed bits differ; `acc` has no meaning beside a flag."""
+        """Where packed sums differ; the value has no meaning beside a flag."""
         found = []
         for n, (acc, flags) in enumerate(zip(self.acc, self.flags, strict=True)):
-            got = word >> n * (acc_bits + 3)
-            got_acc, got_flags = got & ((1 << acc_bits) - 1), got >> acc_bits & 7
+            width = psum_layout(acc_bits).size
+            got_acc, got = meaning(word >> n * width & ((1 << width) - 1), acc_bits)
+            got_flags = sum(flag << i for i, flag in enumerate(got))
             if got_flags != flags or (not flags and got_acc != acc & ((1 << acc_bits) - 1)):
                 found.append(f"lane {n}: {got_acc:#x}/{got_flags}, not {acc & ((1 << acc_bits) - 1):#x}/{flags}")
         return found

@@ -3,6 +3,7 @@
 import cocotb
 from cocotb.triggers import RisingEdge
 
+from lnpu.formats import psum_layout
 from verif.agents import start
 from verif.pe_tb import FP8, Psum, random_fp16, random_start
 from verif.runner import parameters, rng
@@ -12,7 +13,7 @@ from verif.runner import parameters, rng
 async def lanes(dut):
     """Random pairs, single products, loads and idle cycles on all lanes at once."""
     count, acc_bits = parameters()["lanes"], parameters()["acc_bits"]
-    width = acc_bits + 3
+    width = psum_layout(acc_bits).size
     random = rng()
     for name in ("enable", "pair", "a", "b", "load", "psum_i"):
         getattr(dut, name).value = 0

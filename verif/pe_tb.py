@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 from cocotb.triggers import RisingEdge
 
-from verif.agents import start
+from lnpu.formats import PSUM_WORD, psum_layout
+from verif.agents import pack, start, unpack
 from verif.runner import parameters, rng
 
 F16 = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
@@ -29,6 +30,19 @@ CORNERS = [
     )
 ]  # fmt: skip
 """FP16 patterns at the edges: zeros, subnormals, one, the largest, infinities, NaNs."""
+
+
+def carried(carries: int, acc_bits: int) -> int:
+    """What the `carries` of a packed sum add to its `acc`, modulo 2^acc_bits."""
+    bits = (acc_bits - 1) // PSUM_WORD
+    return sum((carries >> i & 1) << PSUM_WORD * (i + 1) for i in range(bits)) & ((1 << acc_bits) - 1)
+
+
+def meaning(word: int, acc_bits: int) -> tuple[int, tuple[bool, bool, bool]]:
+    """Value modulo 2^acc_bits and flags (nan, pinf, ninf) of a packed sum, its carries added."""
+    fields = unpack(psum_layout(acc_bits), word)
+    acc = (fields["acc"] + carried(fields["carries"], acc_bits)) & ((1 << acc_bits) - 1)
+    return acc, (bool(fields["nan"]), bool(fields["pinf"]), bool(fields["ninf"]))
 
 
 class Psum(NamedTuple):
@@ -56,16 +70,17 @@ class Psum(NamedTuple):
             psum = psum.plus(a, b)
         return psum
 
-    def pack(self, acc_bits: int) -> int:
-        """The bits of `psum_layout(acc_bits)`."""
-        word = self.acc & ((1 << acc_bits) - 1)
-        return word | self.nan << acc_bits | self.pinf << (acc_bits + 1) | self.ninf << (acc_bits + 2)
+    def pack(self, acc_bits: int, carries: int = 0) -> int:
+        """Bits of `psum_layout(acc_bits)` that mean this sum, of the many that do those with the given `carries`."""
+        acc = self.acc - carried(carries, acc_bits)
+        fields = {"acc": acc, "carries": carries, "nan": self.nan, "pinf": self.pinf, "ninf": self.ninf}
+        return pack(psum_layout(acc_bits), fields)
 
     def same(self, word: int, acc_bits: int) -> bool:
-        """Whether packed bits mean this sum: `acc` has no meaning beside a flag."""
-        if self.nan or self.pinf or self.ninf:
-            return (word ^ self.pack(acc_bits)) >> acc_bits == 0
-        return word == self.pack(acc_bits)
+        """Whether packed bits mean this sum: `acc` and `carries` have no meaning beside a flag."""
+        acc, flags = meaning(word, acc_bits)
+        mine = (self.nan, self.pinf, self.ninf)
+        return flags == mine and (any(mine) or acc == self.acc & ((1 << acc_bits) - 1))
 
 
 class Cycle(NamedTuple):
@@ -106,10 +121,11 @@ async def play(dut, cycles: list[Cycle], acc_bits: int, random) -> None:
     expected: deque = deque([None, None])
     psum = Psum()
     following = 0  # psum_i of the cycle after
+    full = (1 << psum_layout(acc_bits)["carries"].width) - 1
     mistakes = 0
     for number, cycle in enumerate([*cycles, None, None]):
         dut.psum_i.value = following
-        noise = int.from_bytes(random.bytes(16), "little") & ((1 << (acc_bits + 3)) - 1)
+        noise = int.from_bytes(random.bytes(18), "little") & ((1 << psum_layout(acc_bits).size) - 1)
         if cycle is None:
             dut.enable.value, dut.load.value, following = 0, 0, noise
             expected.append(psum)
@@ -119,7 +135,9 @@ async def play(dut, cycles: list[Cycle], acc_bits: int, random) -> None:
             dut.a.value = cycle.a[0] | cycle.a[1] << 16
             dut.b.value = cycle.b[0] | cycle.b[1] << 16
             dut.load.value = int(cycle.start is not None)
-            following = noise if cycle.start is None else cycle.start.pack(acc_bits)
+            following = noise
+            if cycle.start is not None:
+                following = cycle.start.pack(acc_bits, int(random.choice([0, noise & 15, 15])) & full)
             psum = (psum if cycle.start is None else cycle.start).plus_many(cycle.products())
             expected.append(psum)
         await edge
@@ -222,6 +240,67 @@ async def largest_sums(dut):
         cycles.append(Cycle(0, False, (0, 0), (0, 0), Psum(-1 if sign else 0)))
         cycles += [Cycle(3, True, (0x5F00, 0x5F00), (1 ^ sign, 1))] * 10
         cycles += [Cycle(1, False, (1, 0), (1 ^ sign, 0))] * 10
+    await play(dut, cycles, acc_bits, random)
+
+
+def product_of(bit: int, negative: bool) -> tuple[int, int]:
+    """FP16 factors whose product is 2^bit (0 to 78) in units of 2^-48, or minus that."""
+    exponents = min(bit, 39), bit - min(bit, 39)
+    a, b = (1 << e if e < 10 else (e - 9) << 10 for e in exponents)
+    return a | negative << 15, b
+
+
+@cocotb.test()
+async def carry_chains(dut):
+    """A carry or borrow through all the words at once, a border a cycle, and back."""
+    random, acc_bits = await begin(dut)
+    none = Cycle(0, False, (0, 0), (0, 0))
+    cycles = []
+    for bit in range(79):
+        for low in (0, -1, (1 << bit) - 1, -(1 << bit)):
+            for negative in (False, True):
+                there, back = (product_of(bit, sign) for sign in (negative, not negative))
+                cycles.append(none._replace(start=Psum(low)))
+                for a, b in (there, back, back, there):
+                    cycles.append(Cycle(1, False, (a, 0), (b, 0)))
+                    cycles += [none] * int(random.integers(5))
+    await play(dut, cycles, acc_bits, random)
+
+
+@cocotb.test()
+async def carries_meet(dut):
+    """Products just around the borders of the words, pairs of both signs, on sums whose words are all ones or zeros."""
+    random, acc_bits = await begin(dut)
+    full = (1 << acc_bits - 2) - 1
+    cycles = []
+    for _ in range(parameters()["products"] // 8):
+        words = [int(random.choice([0, (1 << PSUM_WORD) - 1, 1, 1 << PSUM_WORD - 1])) for _ in range(5)]
+        acc = sum(word << PSUM_WORD * i for i, word in enumerate(words)) & full
+        cycles.append(Cycle(0, False, (0, 0), (0, 0), Psum(acc - int(random.integers(2)) * (full + 1))))
+        for _ in range(7):
+            border = PSUM_WORD * int(random.integers(1, 3)) + int(random.integers(-3, 3))
+            if random.integers(2):
+                a, b = zip(*(product_of(border, bool(random.integers(2))) for _ in range(2)), strict=True)
+                cycles.append(Cycle(1, False, a, b))
+            else:  # E4M3 from 1.875 * 2^-3 to 2^4
+                a = tuple(int(random.integers(12, 20)) << 10 | int(random.choice([0, 7])) << 7 for _ in range(2))
+                b = tuple(random_fp16(random) & 0xFBFF & ~0x4000 | 0x1000 for _ in range(2))
+                signs = [int(random.integers(2)) << 15 for _ in range(2)]
+                cycles.append(Cycle(3, True, (a[0] | signs[0], a[1] | signs[1]), b))
+    await play(dut, cycles, acc_bits, random)
+
+
+@cocotb.test()
+async def cancellation(dut):
+    """Sums that cross zero again and again, in every cycle or with single idle ones between."""
+    random, acc_bits = await begin(dut)
+    cycles = [Cycle(0, False, (0, 0), (0, 0), Psum())]
+    for _ in range(parameters()["products"] // 8):
+        a, b = (random_fp16(random) & 0xFBFF for _ in range(2))
+        for sign in (0, 0x8000, 0x8000, 0):
+            cycles.append(Cycle(1, False, (a ^ sign, 0), (b, 0)))
+            if random.random() < 0.2:
+                cycles.append(Cycle(0, False, (0, 0), (0, 0)))
     await play(dut, cycles, acc_bits, random)
 
 

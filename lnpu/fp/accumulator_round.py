@@ -3,7 +3,7 @@
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib.wiring import In, Out
 
-from lnpu.formats import F16_INF, F16_NAN, F32_NAN, psum_layout
+from lnpu.formats import F16_INF, F16_NAN, F32_NAN, PSUM_WORD, psum_layout
 from lnpu.fp.common import normalise, register, round_packed, shift_right_sticky
 from lnpu.fp.half import half_to_single
 from lnpu.hdl import Block
@@ -31,7 +31,7 @@ class AccumulatorRound(Block):
     enable : In(1)
         All registers hold while it is 0.
     psum : In(psum_layout(acc_bits))
-        The sum, LSB 2^-48.
+        The sum, LSB 2^-48, with any carries.
     shift : In(signed(12))
         Any.
     scale : In(signed(8))
@@ -76,10 +76,13 @@ class AccumulatorRound(Block):
         def keep(value, name):
             return register(m, self.enable, value, name=name)
 
-        # 1: sign and magnitude.
-        acc = self.psum.acc
+        # 1: sign and magnitude. The waiting carries go into the sum and into its negative at the same time.
+        acc = Signal(self.acc_bits)
+        negated = Signal(self.acc_bits)
+        waiting = Cat(Cat(Const(0, PSUM_WORD - bool(i)), carry) for i, carry in enumerate(self.psum.carries))
+        m.d.comb += [acc.eq(self.psum.acc + waiting), negated.eq(1 - waiting + ~self.psum.acc)]
         infinite = self.psum.pinf | self.psum.ninf
-        magnitude_1 = keep(Mux(acc[-1], -acc, acc)[: self.acc_bits], "magnitude_1")
+        magnitude_1 = keep(Mux(acc[-1], negated, acc), "magnitude_1")
         sign_1 = keep(Mux(infinite, self.psum.ninf, acc[-1]), "sign_1")
         nan_1 = keep(self.psum.nan | (self.psum.pinf & self.psum.ninf), "nan_1")
         infinite_1 = keep(infinite, "infinite_1")

@@ -1,10 +1,10 @@
 """The processing element: one FP16 or two FP8 products a cycle into an exact accumulator."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
-from lnpu.formats import psum_layout
+from lnpu.formats import PSUM_WORD, psum_layout
 from lnpu.hdl import Block
 
 __all__ = ["Pe"]
@@ -12,8 +12,11 @@ __all__ = ["Pe"]
 _LSB = 2
 """The exponents of two factors (at least 1 each) add to at least 2, where a product's LSB is the accumulator's."""
 
-_LOW = 62
+_LOW = 2 * PSUM_WORD
 """Bits of the lower part of the sum."""
+
+_TOP = 3 * PSUM_WORD
+"""Products are less than 2^80, so from this bit on they are copies of their sign."""
 
 
 class Pe(Block):
@@ -90,6 +93,7 @@ class Pe(Block):
         exponent_low = Signal(5)
         m.d.comb += exponent_low.eq(Mux(pair, a1.exponent + 7, a0.exponent))
 
+        # A negative product is kept as its complement; stage 2 adds the one that is missing.
         product_high = Signal(signed(16), reset_less=True)
         product_low = Signal(signed(19), reset_less=True)
         shift_high = Signal(6, reset_less=True)
@@ -97,8 +101,8 @@ class Pe(Block):
         special = Signal(3, reset_less=True)  # nan, pinf, ninf
         load = Signal(reset_less=True)
         m.d.sync += [
-            product_high.eq(_negated(factor_high * b0.significand, sign[0])),
-            product_low.eq(_negated(factor_low * b1.significand, sign[1])),
+            product_high.eq(_complemented(factor_high * b0.significand, sign[0])),
+            product_low.eq(_complemented(factor_low * b1.significand, sign[1])),
             shift_high.eq(a0.exponent + b0.exponent),
             shift_low.eq(exponent_low + b1.exponent),
             load.eq(self.load),
@@ -115,48 +119,71 @@ class Pe(Block):
                 )
             )
 
-        # Stage 2. The sum is in two parts, so that a native simulation computes with words of 64 bits. Sign bits come
-        # from a choice of two constants: as copies of a bit they would be extracted one by one.
-        high = self.acc_bits - _LOW
-        sum_low = Signal(_LOW, reset_less=True)
-        sum_high = Signal(high, reset_less=True)
-        flags = Signal(3, reset_less=True)
-        psum = self.psum_i
+        # Stage 2. The sum is in words, each with a carry for the next that waits for the next addition. Products reach
+        # the words below _TOP, which are compressed in two parts, so that a native simulation computes with at most 64
+        # bits. Sign bits come from a choice of two constants: as copies of a bit they would be extracted one by one.
         terms_low, terms_high = [], []
         for name, product, shift, up in (
             ("high", product_high, shift_high, 7 - _LSB),
             ("low", product_low, shift_low, -_LSB),
         ):
+            # A complement has ones below, too.
             near = Signal(len(product) + 31, name=f"near_{name}")
             far = shift[5]  # by 32 more
+            fill = Signal(64, name=f"fill_{name}")
             shifted = Signal(64, name=f"shifted_{name}")
-            fill = Signal(high, name=f"fill_{name}")
             term_low = Signal(_LOW, name=f"term_{name}_low")
-            term_high = Signal(high, name=f"term_{name}_high")
+            term_high = Signal(_TOP - _LOW, name=f"term_{name}_high")
             m.d.comb += [
-                near.eq(product << shift[:5]),
-                fill.eq(Mux(product[-1], (1 << high) - 1, 0)),
-                shifted.eq(Mux(far, Cat(Const(0, 32), near[:32]), Cat(near, fill))),
-                term_low.eq(Cat(Const(0, up), shifted) if up > 0 else shifted[-up:]),
+                fill.eq(Mux(product[-1], (1 << 64) - 1, 0)),
+                near.eq(Cat(fill[:31], product).as_signed() >> ~shift[:5]),
+                shifted.eq(Mux(far, Cat(fill[:32], near[:32]), Cat(near, fill))),
+                term_low.eq(Cat(fill[:up], shifted) if up > 0 else shifted[-up:]),
                 term_high.eq(Mux(far, Cat(near[_LOW - up - 32 :], fill), fill)),
             ]
             terms_low.append(term_low)
             terms_high.append(term_high)
-        bits_low, carries_low, carry_low = _compressed(
-            m, "low", Mux(load, psum.acc[:_LOW], sum_low), *terms_low, carry=Const(0, 1)
-        )
-        bits_high, carries_high, _ = _compressed(
-            m, "high", Mux(load, psum.acc[_LOW:], sum_high), *terms_high, carry=carry_low
-        )
-        next_low = Signal(_LOW + 1)
-        m.d.comb += next_low.eq(bits_low + carries_low)
-        m.d.sync += [
-            sum_low.eq(next_low),
-            sum_high.eq((Cat(next_low[_LOW], bits_high) + Cat(next_low[_LOW], carries_high))[1:]),
-            flags.eq(Mux(load, Cat(psum.nan, psum.pinf, psum.ninf), flags) | special),
+        one_high, one_low = product_high[-1], product_low[-1]
+
+        psum = self.psum_i
+        words = [range(start, min(start + PSUM_WORD, self.acc_bits)) for start in range(0, self.acc_bits, PSUM_WORD)]
+        sums = [Signal(len(word), name=f"sum_{i}", reset_less=True) for i, word in enumerate(words)]
+        carries = [Signal(name=f"carry_{i}", reset_less=True) for i in range(len(words) - 1)]  # i: into word i + 1
+        flags = Signal(3, reset_less=True)
+        start = [
+            Mux(load, psum.acc[word.start : word.stop], word_sum) for word, word_sum in zip(words, sums, strict=True)
         ]
+        carries_in = [one_low, *(Mux(load, psum.carries[i], carry) for i, carry in enumerate(carries))]
+
+        below = _LOW // PSUM_WORD
+        bits_low, majority_low, carry_low = _compressed(m, "low", Cat(start[:below]), *terms_low, carry=one_high)
+        bits_high, majority_high, carry_high = _compressed(
+            m, "high", Cat(start[below : _TOP // PSUM_WORD]), *terms_high, carry=carry_low
+        )
+        bits, majority = Cat(bits_low, bits_high), Cat(majority_low, majority_high)
+        # Above the products are only their signs and a carry; -1 for each sign and 1 for the carry are -2 to 1.
+        odd = Signal()
+        minus = Signal(PSUM_WORD)
         m.d.comb += [
-            self.psum_o.acc.eq(Cat(sum_low, sum_high)),
+            odd.eq(one_high ^ one_low ^ carry_high),
+            minus.eq(Mux((one_high & one_low) | ((one_high | one_low) & ~carry_high), (1 << PSUM_WORD) - 1, 0)),
+        ]
+        for i, word in enumerate(words):
+            total = Signal(len(word) + 1, name=f"total_{i}")
+            if word.start < _TOP:
+                x, y = bits[word.start : word.stop], majority[word.start : word.stop]
+            elif word.start == _TOP:
+                x, y = start[i], Cat(odd, minus[1 : len(word)])
+            else:
+                x, y = start[i], minus[: len(word)]
+            m.d.comb += total.eq(x + y + carries_in[i])
+            m.d.sync += sums[i].eq(total)
+            if i < len(carries):
+                m.d.sync += carries[i].eq(total[-1])
+        m.d.sync += flags.eq(Mux(load, Cat(psum.nan, psum.pinf, psum.ninf), flags) | special)
+        m.d.comb += [
+            self.psum_o.acc.eq(Cat(sums)),
+            self.psum_o.carries.eq(Cat(carries)),
             Cat(self.psum_o.nan, self.psum_o.pinf, self.psum_o.ninf).eq(flags),
         ]
         return m
@@ -176,9 +203,9 @@ class _Fp16:
         self.zero = ~normal & ~mantissa.any()
 
 
-def _negated(value, negative):
-    """`value` or -`value`, one bit wider."""
-    return (Cat(value ^ negative.replicate(len(value)), negative) + negative)[: len(value) + 1].as_signed()
+def _complemented(value, negative):
+    """`value` or its complement, one bit wider."""
+    return Cat(value ^ Mux(negative, (1 << len(value)) - 1, 0), negative).as_signed()
 
 
 def _compressed(m, name, a, b, c, carry):
