@@ -1,8 +1,8 @@
 """No word of a stream buffer is lost, duplicated, changed or overtaken, and none waits for ever.
 
 The harness keeps the words in a queue of its own, whose length and words those of the buffer must equal in every
-cycle, under any pattern of `valid` and `ready`. There is no deadlock: a buffer that holds a word offers it, and one that
-is not full takes one.
+cycle, under any pattern of `valid` and `ready`. There is no deadlock: a buffer that holds a word offers it, and one
+that is not full takes one.
 """
 
 from amaranth.hdl import Cat, Module, Signal
