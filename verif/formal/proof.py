@@ -21,7 +21,7 @@ __all__ = ["Fault", "Proof", "Result", "check"]
 
 @dataclass(frozen=True)
 class Fault:
-    """A defect put into the block: `signal` (a register of `dut`, or a bit of it) stuck at `value`."""
+    """A defect put into the block: `signal` (of `dut`, or a bit of it) stuck at `value`."""
 
     signal: str
     value: int
