@@ -187,6 +187,6 @@ PROOFS = [
     )
     for name, block, write, faults in (
         ("axi-reader", "AxiReader, 64 bits, bursts of 4", False, (Fault("route.pop", 0), Fault("route.push", 0))),
-        ("axi-writer", "AxiWriter, 64 bits, bursts of 4", True, (Fault("route.pop", 0))),
+        ("axi-writer", "AxiWriter, 64 bits, bursts of 4", True, (Fault("route.pop", 0),)),
     )
 ]
