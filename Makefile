@@ -15,8 +15,8 @@ TORCH ?= 1
 CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help system setup setup-test setup-study train-step resnet18 nightly bench fgmp-study check test verilog lint waves \
-    clean
+.PHONY: help system setup setup-test setup-study train-step resnet18 nightly bench fgmp-study check test formal gates verilog \
+    lint waves clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,7 +24,7 @@ help: ## List these commands
 	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
 	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
 	@echo '  SET=full|small, BATCH, ONLY, JSON, REPORT, REPORT_ONLY=1, BASELINE, UPDATE=1 for bench (CONFIG=paper, of small tiny),'
-	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18,'
+	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18, ONLY for formal, LIBERTY for gates,'
 	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
 
 # Programs that pip cannot install.
@@ -105,6 +105,12 @@ test: setup-test ## Run ruff, mypy and all tests
 	@if [[ '$(TORCH)' != 0 ]]; then $(MAKE) setup-study || echo 'no PyTorch: the tests with it are skipped'; fi
 	@$(MAKE) check
 	@$(BIN)/python -m pytest -v -n $(JOBS) --no-header $(if $(TEST),'$(TEST)')
+
+formal: setup-test ## Prove properties of the blocks with Yosys' SAT engine: all, or ONLY='NAME ...'
+	@$(BIN)/python -m verif.formal $(ONLY)
+
+gates: setup-test ## Run the testbenches of PE, encoder and decoder on their netlists in LIBERTY (default: osu018)
+	@GATES=1 $(if $(LIBERTY),LIBERTY='$(LIBERTY)') $(BIN)/python -m pytest -v --no-header verif/tests/test_gate_level.py
 
 verilog: setup ## Write the Verilog of CONFIG to rtl/CONFIG
 	@$(BIN)/python -m lnpu.verilog '$(CONFIG)'

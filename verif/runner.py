@@ -1,4 +1,4 @@
-"""Builds one block of the chip with Verilator and runs a cocotb testbench on it.
+"""Builds one block of the chip with Verilator, as RTL or in gates, and runs a cocotb testbench on it.
 
 A pytest entry point calls `run(block, "verif.pe_tb", cases=...)`; the testbench reads its parameters with
 `parameters()` and its random generator from `rng()`, whose seed is printed and can be set with `SEED=`.
@@ -7,6 +7,7 @@ A pytest entry point calls `run(block, "verif.pe_tb", cases=...)`; the testbench
 import hashlib
 import json
 import os
+import re
 import xml.etree.ElementTree as ET
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from lnpu.hdl import Block, emit_verilog
+from lnpu.synth.liberty import Liberty
+from lnpu.synth.netlist import cell_models, synthesise
 from lnpu.toolchain import RTL, verilator_environment
 
 __all__ = ["parameters", "rng", "run"]
@@ -22,7 +25,9 @@ BUILD = Path(__file__).resolve().parent.parent / "build" / "verif"
 _WAIVED = ("-Wno-fatal", "-Wno-lint", "-Wno-style")
 
 
-def run(block: Block, testbench: str, **parameters) -> Path:
+def run(
+    block: Block, testbench: str, *, gates: Liberty | None = None, swap: tuple[str, str] | None = None, **parameters
+) -> Path:
     """Emit `block`, build it (cached by content) and run every cocotb test in module `testbench`.
 
     Parameters
@@ -31,6 +36,10 @@ def run(block: Block, testbench: str, **parameters) -> Path:
         The device under test.
     testbench : str
         Importable name of the cocotb module, e.g. ``"verif.pe_tb"``.
+    gates : Liberty or None
+        Run the block's netlist in the gates of this library, instead of the RTL.
+    swap : (str, str) or None
+        A defect of the netlist, to see that the tests find it: the middle one of the first cell becomes the second.
     parameters
         JSON-serialisable values for the testbench, see `parameters`.
 
@@ -43,12 +52,16 @@ def run(block: Block, testbench: str, **parameters) -> Path:
     ------
     AssertionError
         If a cocotb test fails; the message names the tests and the log.
+    ValueError
+        If `swap` names a cell that the netlist has not.
     """
     from cocotb_tools.runner import get_runner
 
-    label = hashlib.sha256(repr((block.module_name, testbench, sorted(parameters.items()))).encode()).hexdigest()[:8]
+    key = (block.module_name, testbench, sorted(parameters.items()), *([gates.digest, swap] if gates else ()))
+    label = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
     work = BUILD / f"{block.module_name}-{testbench.rsplit('.', 1)[-1]}-{label}"
-    sources = [*emit_verilog(block, work / "rtl"), *sorted((RTL / "sram").glob("*.v"))]
+    sources = _gate_sources(block, gates, swap, work) if gates else emit_verilog(block, work / "rtl")
+    sources += sorted((RTL / "sram").glob("*.v"))
     waves = bool(os.environ.get("WAVES"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + bytes([waves])).hexdigest()
     stamp, results = work / "content", work / "results.xml"
@@ -58,6 +71,8 @@ def run(block: Block, testbench: str, **parameters) -> Path:
     try:
         results.unlink(missing_ok=True)
         runner = get_runner("verilator")
+        if gates:
+            _hide_gates(runner)
         stale = not stamp.exists() or stamp.read_text() != digest
         runner.build(
             sources=sources,
@@ -92,6 +107,33 @@ def run(block: Block, testbench: str, **parameters) -> Path:
     assert cases, f"{testbench} ran no test, see {work / 'test.log'}"
     assert not failed, f"{testbench}: {', '.join(map(str, failed))} failed, see {work / 'test.log'}"
     return work / "test.log"
+
+
+def _gate_sources(block: Block, liberty: Liberty, swap: tuple[str, str] | None, work: Path) -> list[Path]:
+    """A block's netlist, the models of its cells and of its SRAM macros; which of its signals the bench sees."""
+    netlist = synthesise(block, liberty, BUILD / "gates")
+    path = netlist.path
+    if swap is not None:
+        text = path.read_text()
+        places = list(re.finditer(rf"^(\s+){re.escape(swap[0])}(?= )", text, re.MULTILINE))
+        if not places:
+            raise ValueError(f"the netlist has no cell {swap[0]!r}, but {', '.join(sorted(netlist.cells))}")
+        place = places[len(places) // 2]
+        path = work / "swapped.v"
+        work.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text[: place.start()]}{place[1]}{swap[1]}{text[place.end() :]}")
+    names = ["clk", "rst", *("__".join(map(str, port)) for port, _, _ in block.signature.flatten(block))]
+    ports = work / "ports.vlt"
+    work.mkdir(parents=True, exist_ok=True)
+    lines = [f'public_flat_rw -module "{block.module_name}" -var "{name}"' for name in names]
+    ports.write_text("\n".join(["`verilator_config", *lines, ""]))
+    return [ports, path, cell_models(liberty, BUILD / "gates"), netlist.models]
+
+
+def _hide_gates(runner) -> None:
+    """Leave the nets of a netlist to the optimiser: thousands that a bench could see take minutes to compile."""
+    commands = runner._build_command
+    runner._build_command = lambda: [[arg for arg in line if arg != "--public-flat-rw"] for line in commands()]
 
 
 def parameters() -> dict:

@@ -40,8 +40,10 @@ class RegisterFifo(Block):
     def elaborate(self, platform):
         m = Module()
         words = [Signal.like(self.i.payload, name=f"word{index}", reset_less=True) for index in range(self.depth)]
-        level, place = Signal(range(self.depth + 1)), Signal(range(self.depth + 1))
-        push, pop = Signal(), Signal()
+        level = Signal(range(self.depth + 1))
+        place = Signal(range(self.depth + 1))
+        push = Signal()
+        pop = Signal()
         m.d.comb += [
             self.i.ready.eq(level != self.depth),
             self.o.valid.eq(level != 0),
