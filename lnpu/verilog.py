@@ -1,7 +1,6 @@
 """The chip as Verilog: emission with a table of its ports, lint, and a check that it can be synthesised."""
 
 import argparse
-import importlib.util
 import os
 import re
 import subprocess
@@ -14,6 +13,7 @@ from amaranth.lib.wiring import Out
 
 from lnpu.config import CONFIGS, ChipConfig, get_config
 from lnpu.hdl import Block, emit_verilog
+from lnpu.synth.yosys import SynthesisError, run_yosys
 from lnpu.toolchain import RTL, ToolError, verilator_environment
 
 __all__ = ["SynthesisError", "check_synthesis", "lint", "port_table", "write_verilog"]
@@ -46,10 +46,6 @@ _SINGLE = {
     "rst": "reset, synchronous, active high",
     "interrupt": "level: a program has ended, and interrupts are enabled",
 }
-
-
-class SynthesisError(RuntimeError):
-    """Yosys refused the Verilog; the message ends with the end of its log."""
 
 
 def write_verilog(config: ChipConfig, directory: Path | None = None, *, top: Block | None = None) -> list[Path]:
@@ -167,8 +163,6 @@ def check_synthesis(files: Iterable[Path], *, top: str | None = None) -> list[st
     ToolError
         If pyosys is not installed.
     """
-    if importlib.util.find_spec("pyosys") is None:
-        raise ToolError("missing Python package: run `pip install pyosys==0.70`")
     sources = [Path(path) for path in files]
     passes = [
         *(f'read_verilog -defer "{path}"' for path in sources),
@@ -178,13 +172,7 @@ def check_synthesis(files: Iterable[Path], *, top: str | None = None) -> list[st
         "flatten",
         "check -assert",
     ]
-    # An error ends the whole process, so it gets one of its own.
-    script = "import sys\nfrom pyosys import libyosys as ys\nd = ys.Design()\nfor p in sys.argv[1:]: ys.run_pass(p, d)"
-    result = subprocess.run([sys.executable, "-c", script, *passes], capture_output=True, text=True)
-    log = result.stdout + result.stderr
-    if result.returncode:
-        raise SynthesisError("Yosys refused the design:\n" + "\n".join(log.strip().splitlines()[-20:]))
-    return [line for line in log.splitlines() if line.startswith("Warning:")]
+    return [line for line in run_yosys(passes).splitlines() if line.startswith("Warning:")]
 
 
 def _main() -> int:

@@ -1,0 +1,1 @@
+"""Synthesis to a cell library: area by block, critical paths by static timing analysis, comparison with peers."""
