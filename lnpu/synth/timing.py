@@ -9,9 +9,10 @@ from pathlib import Path
 from lnpu.synth.liberty import Liberty
 from lnpu.synth.macros import Macro
 from lnpu.synth.netlist import Netlist
+from lnpu.synth.yosys import SynthesisError
 from lnpu.toolchain import ToolError
 
-__all__ = ["GROUPS", "TimingError", "TimingPath", "critical_paths", "macro_library", "period"]
+__all__ = ["GROUPS", "TimingError", "TimingPath", "check_tools", "critical_paths", "macro_library", "period"]
 
 GROUPS = {
     "register": ("register", "register"),
@@ -30,7 +31,7 @@ _PERIOD = 1e-6
 """Clock period of the analysis in seconds, longer than any path; a path needs this less its slack."""
 
 
-class TimingError(RuntimeError):
+class TimingError(SynthesisError):
     """OpenSTA refused a netlist; the message ends with the end of its log."""
 
 
@@ -53,6 +54,12 @@ class TimingPath:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+def check_tools() -> None:
+    """Raise `ToolError`, naming the Debian package to install, unless OpenSTA is on PATH."""
+    if shutil.which("sta") is None:
+        raise ToolError("missing system tool: run `apt-get install opensta` (or your system's equivalent)")
 
 
 def critical_paths(top: str, netlists: Mapping[str, Netlist], liberty: Liberty, folder: Path) -> dict[str, TimingPath]:
@@ -85,8 +92,7 @@ def critical_paths(top: str, netlists: Mapping[str, Netlist], liberty: Liberty, 
     ToolError
         If OpenSTA is not installed.
     """
-    if shutil.which("sta") is None:
-        raise ToolError("missing system tool: run `apt-get install opensta` (or your system's equivalent)")
+    check_tools()
     parts = _below(top, netlists)
     macros = sorted({macro for part in parts for macro, _ in part.macros})
     if not any(part.cells for part in parts):
@@ -123,7 +129,8 @@ def macro_library(macros: Iterable[Macro]) -> str:
     """A Liberty file of SRAM macros without access and setup times."""
     sizes = sorted({width for macro in macros for _, width in macro.ports.values()})
     types = "".join(
-        f"  type (bits_{n}) {{ base_type : array; data_type : bit; bit_width : {n}; bit_from : {n - 1}; bit_to : 0; }}\n"
+        f"  type (bits_{n}) {{ base_type : array; data_type : bit; "
+        f"bit_width : {n}; bit_from : {n - 1}; bit_to : 0; }}\n"
         for n in sizes
     )
     cells = "".join(_macro_cell(macro) for macro in macros)
