@@ -213,12 +213,12 @@ def _map(name: str, texts: Iterable[str], stubs: Iterable[str], liberty: Liberty
     macros = sorted(set().union(*(found for _, found in named)))
     boxes = "".join(macro.black_box() for macro in macros) + "".join(stubs)
     key = hashlib.sha256("\0".join([str(_VERSION), source, boxes, liberty.digest, repr(flow)]).encode()).hexdigest()
+    # Blocks that are the same in several chips are shared, and those of the same name that differ do not meet.
     folder = folder / f"{liberty.name}-{liberty.digest[:8]}"
-    here = folder / name
+    here = folder / f"{name}-{key[:12]}"
     here.mkdir(parents=True, exist_ok=True)
     record = here / "netlist.json"
-    if not record.exists() or json.loads(record.read_text())["key"] != key:
-        record.unlink(missing_ok=True)
+    if not record.exists():
         (here / "source.v").write_text(source)
         (here / "boxes.v").write_text(boxes)
         (here / "macros.v").write_text("".join(macro.model() for macro in macros))
@@ -257,7 +257,7 @@ def _map(name: str, texts: Iterable[str], stubs: Iterable[str], liberty: Liberty
         )
         (here / "gates.json").unlink()
         (here / "yosys.log").write_text(log)
-        write_json(record, {"key": key, **_figures(module, log, liberty, macros)})
+        write_json(record, _figures(module, log, liberty, macros))
     content = json.loads(record.read_text())
     return Netlist(
         top=name,

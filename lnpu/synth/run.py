@@ -62,7 +62,7 @@ def measure(
     netlists = synthesise_blocks(
         Chip(config=config),
         liberty,
-        folder / config.name,
+        folder,
         progress=lambda name, number, of: progress(f"synthesis {number + 1}/{of}: {name}"),
     )
     if not any(pattern.search(name) for name in netlists):
@@ -73,7 +73,7 @@ def measure(
         paths: dict[str, Any] = {}
         if pattern.search(name):
             progress(f"timing: {name}")
-            paths = _paths(name, netlists, liberty, folder / config.name / "timing" / liberty.name)
+            paths = _paths(name, netlists, liberty, folder / "timing" / f"{config.name}-{liberty.name}")
         blocks[name] = {
             "instances": counts[name],
             "own_area": netlist.area,

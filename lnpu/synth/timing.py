@@ -78,7 +78,7 @@ def critical_paths(top: str, netlists: Mapping[str, Netlist], liberty: Liberty, 
     liberty : Liberty
         The library that they are made of.
     folder : Path
-        Where files go.
+        Where files go; the library goes beside it, for all blocks.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def critical_paths(top: str, netlists: Mapping[str, Netlist], liberty: Liberty, 
         return {}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "macros.lib").write_text(macro_library(macros))
-    (folder / "timing.tcl").write_text(_script(top, netlists, liberty.plain(folder)))
+    (folder / "timing.tcl").write_text(_script(top, netlists, liberty.plain(folder.parent)))
     result = subprocess.run(
         ["sta", "-no_splash", "-exit", "timing.tcl"],
         cwd=folder,

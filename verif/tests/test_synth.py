@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from lnpu.bus.fifo import RegisterFifo
+from lnpu.mem.fifo import RegisterFifo
 from lnpu.pe.pe import Pe
 from lnpu.synth.fanout import limit_fanout
 from lnpu.synth.liberty import OSU018, LibertyError, read_liberty
@@ -136,13 +136,13 @@ def test_fanout(tmp_path):
 @needs_osu018
 def test_area_and_paths(tmp_path):
     liberty = read_liberty()
-    netlist = synthesise(RegisterFifo(width=4, depth=4), liberty, tmp_path)
+    netlist = synthesise(RegisterFifo(shape=4, depth=4), liberty, tmp_path)
     assert netlist.area == sum(liberty.areas[cell] * count for cell, count in netlist.cells.items()) > 0
     flops = sum(count for cell, count in netlist.cells.items() if cell in liberty.sequential)
     assert flops >= 16
     assert 0 < netlist.sequential < netlist.area
     record = netlist.path.stat().st_mtime_ns
-    assert synthesise(RegisterFifo(width=4, depth=4), liberty, tmp_path) == netlist
+    assert synthesise(RegisterFifo(shape=4, depth=4), liberty, tmp_path) == netlist
     assert netlist.path.stat().st_mtime_ns == record
 
 
@@ -150,7 +150,7 @@ def test_area_and_paths(tmp_path):
 def test_equivalent(tmp_path):
     """The gates and the RTL of a FIFO, with the models of the cells, proven equal by induction."""
     liberty = read_liberty()
-    block = RegisterFifo(width=2, depth=2)
+    block = RegisterFifo(shape=2, depth=2)
     netlist = synthesise(block, liberty, tmp_path)
     rtl = tmp_path / "rtl" / block.module_name / f"{block.module_name}.v"
     script = [
@@ -168,7 +168,7 @@ def test_path_order(tmp_path):
     """A PE's adder is slower than a FIFO, and a PE's slowest path ends in the register of its sum."""
     liberty = read_liberty()
     delays = {}
-    for block in (RegisterFifo(width=4, depth=4), Pe(acc_bits=97)):
+    for block in (RegisterFifo(shape=4, depth=4), Pe(acc_bits=97)):
         netlist = synthesise(block, liberty, tmp_path)
         paths = critical_paths(netlist.top, {netlist.top: netlist}, liberty, tmp_path / "sta")
         assert paths["register"].end.endswith("/D")
@@ -187,7 +187,7 @@ def test_treemap():
     boxes = squarify(areas, (0.0, 0.0, 6.0, 4.0))
     assert [w * h for _, _, w, h in boxes] == pytest.approx(areas)
     for i, (x, y, w, h) in enumerate(boxes):
-        assert -1e-9 <= x and x + w <= 6 + 1e-9 and -1e-9 <= y and y + h <= 4 + 1e-9
+        assert x >= -1e-9 and x + w <= 6 + 1e-9 and y >= -1e-9 and y + h <= 4 + 1e-9
         for left, bottom, width, height in boxes[:i]:
             overlap_x = min(x + w, left + width) - max(x, left)
             assert overlap_x < 1e-9 or min(y + h, bottom + height) - max(y, bottom) < 1e-9
