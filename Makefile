@@ -15,8 +15,8 @@ TORCH ?= 1
 CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help system setup setup-test setup-study train-step resnet18 nightly bench fgmp-study check test formal gates verilog \
-    lint waves clean
+.PHONY: help system setup setup-test setup-study setup-synth train-step resnet18 nightly bench synth fgmp-study check test \
+    formal gates verilog lint waves clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,7 +24,8 @@ help: ## List these commands
 	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
 	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
 	@echo '  SET=full|small, BATCH, ONLY, JSON, REPORT, REPORT_ONLY=1, BASELINE, UPDATE=1 for bench (CONFIG=paper, of small tiny),'
-	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18, ONLY for formal, LIBERTY for gates,'
+	@echo '  LIBERTY, ONLY, JSON, REPORT for synth, ONLY for formal, LIBERTY for gates,'
+	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18,'
 	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
 
 # Programs that pip cannot install.
@@ -42,6 +43,8 @@ system:
 setup: system $(VENV)/.setup ## Make .venv with everything that train-step needs
 setup-test: system $(VENV)/.setup-test ## Add what the tests need
 setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for resnet18, fgmp-study, and some tests
+
+setup-synth: setup $(VENV)/.setup-synth ## Add Yosys: for synth
 
 $(BIN)/python:
 	@echo 'making $(VENV)'
@@ -62,6 +65,11 @@ $(VENV)/.setup-test: pyproject.toml $(VENV)/.setup
 $(VENV)/.setup-study: pyproject.toml $(VENV)/.setup
 	@echo 'installing PyTorch and Dask into $(VENV) (TORCH=0 leaves them out of the tests)'
 	@$(PIP) --editable '.[study]'
+	@touch $@
+
+$(VENV)/.setup-synth: pyproject.toml $(VENV)/.setup
+	@echo 'installing Yosys into $(VENV)'
+	@$(PIP) --editable '.[synth]'
 	@touch $@
 
 option = $(if $($(1)),--$(2) '$($(1))')
@@ -88,6 +96,10 @@ nightly: setup-study ## Run an operation of each layer shape of ResNet-18 for 22
 	@$(BIN)/lnpu replay $(call option,CONFIG,config) --image 224 --stem imagenet --acc-bits 100 --batch 1 --distinct \
 	    $(call option,SEED,seed) $(call option,DATA,data) \
 	    $(call option,RESULTS,results) $(call option,SCHEDULER,scheduler) --json build/reports/nightly.json
+
+synth: setup-synth ## Area and critical paths of CONFIG in a cell library (osu018, or LIBERTY=), by block
+	@$(BIN)/lnpu synth $(call option,CONFIG,config) $(call option,LIBERTY,liberty) $(call option,ONLY,only) \
+	    $(call option,JSON,json) $(call option,REPORT,report)
 
 fgmp-study: setup-study ## Train a network in FP32, FP16, FP8 and FGMP and compare accuracy and size
 	@$(BIN)/lnpu fgmp-study $(call option,DATA,data) $(call option,WIDTH,width) $(call option,IMAGE,image) \
