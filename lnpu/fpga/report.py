@@ -15,8 +15,10 @@ _COLOURS = {"LUT4": "#0072b2", "flip-flops": "#56b4e9", "block RAMs": "#e69f00",
 
 
 def write_report(directory: Path, result: Mapping[str, Any]) -> Path:
-    """Write `NAME.html` and `NAME.json`, NAME being the configuration's; return the page."""
-    name = result["config"]["name"]
+    """Write `NAME.html` and `NAME.json`, NAME being the configuration's (and the block's); return the page."""
+    name, block = result["config"]["name"], result["settings"]["block"]
+    if block != "chip":
+        name = f"{name}-{block}"
     path = directory / f"{name}.html"
     write_json(directory / f"{name}.json", result)
     write_whole(path, lambda part: part.write_text(render_report(result)))
@@ -55,7 +57,6 @@ def bars(result: Mapping[str, Any]) -> tuple[Figure, float]:
 def render_report(result: Mapping[str, Any]) -> str:
     """The page of HTML."""
     settings = result["settings"]
-    name = result["config"]["name"]
     cards = [
         card(
             f"{clock['achieved']:.1f} MHz",
@@ -97,11 +98,12 @@ def render_report(result: Mapping[str, Any]) -> str:
     parts.append(
         section(
             "Settings",
-            "The chip's ports are on a shift register (lnpu/fpga/scan_chain.py), so that few pins do.",
+            "The ports are on a shift register (lnpu/fpga/scan_chain.py), so that few pins do.",
             table(("setting", "value"), [(key, number(value)) for key, value in facts], text_columns=2),
         )
     )
-    return page(f"LNPU on an ECP5, configuration {name}", parts)
+    what = "LNPU" if settings["block"] == "chip" else f"LNPU's block {settings['block']}"
+    return page(f"{what} on an ECP5, configuration {result['config']['name']}", parts)
 
 
 def _block_rows(blocks: Mapping[str, Mapping[str, int]]) -> list[tuple[str, ...]]:

