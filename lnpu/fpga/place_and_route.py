@@ -188,7 +188,7 @@ def read_report(path: Path) -> Placed:
             used={name: int(site["used"]) for name, site in sites.items()},
             available={name: int(site["available"]) for name, site in sites.items()},
             clocks={
-                name: Clock(
+                _port(name): Clock(
                     achieved=float(entry["achieved"]),
                     asked=float(entry["constraint"]),
                     path=tuple(_hop(step) for step in paths.get(name, ())),
@@ -198,6 +198,11 @@ def read_report(path: Path) -> Placed:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must be a report of nextpnr: {type(error).__name__} {error}") from None
+
+
+def _port(net: str) -> str:
+    """The port that a clock comes from: nextpnr's name of its net, without the input buffer and the global net."""
+    return net.removeprefix("$glbnet$").removesuffix("$TRELLIS_IO_IN")
 
 
 def _clock(entry: Mapping[str, Any]) -> str | None:

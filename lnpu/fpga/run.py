@@ -132,14 +132,14 @@ def _block(path: str) -> str:
     """Name for people of an instance: the path below what is placed."""
     if path == BLOCK:
         return "top"
-    return path.removeprefix(f"{BLOCK}.") if path else "scan chain"
+    return path.removeprefix(f"{BLOCK}.") if path else "outside"
 
 
 def blocks_of(netlist: Netlist) -> dict[str, dict[str, int]]:
     """Resources of the chip's blocks, "block", and of what is in them, "block.part", after synthesis.
 
     Instances whose names differ in a number are added up. What a block has besides its instances is in "block" alone;
-    "top" is what is in no block, "scan chain" what is around the chip.
+    "top" is what is in no block, "outside" the scan chain and what nextpnr added.
     """
     found: dict[str, dict[str, int]] = {}
 
