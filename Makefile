@@ -15,14 +15,15 @@ TORCH ?= 1
 CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help system setup setup-test setup-study setup-synth train-step resnet18 nightly bench synth fgmp-study check test \
-    formal gates verilog lint waves clean
+.PHONY: help system setup setup-test setup-study setup-synth train-step resnet18 nightly bench synth fgmp-study \
+    check test formal gates verilog lint waves clean setup-fpga fpga
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
 	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
+	@echo '  BLOCK, DEVICE, PACKAGE, SPEED, FREQUENCY, SEED, PACK_ONLY=1 for fpga (CONFIG=edge),'
 	@echo '  SET=full|small, BATCH, ONLY, JSON, REPORT, REPORT_ONLY=1, BASELINE, UPDATE=1 for bench (CONFIG=paper, of small tiny),'
 	@echo '  LIBERTY, ONLY, JSON, REPORT for synth, ONLY for formal, LIBERTY for gates,'
 	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18,'
@@ -43,6 +44,7 @@ system:
 setup: system $(VENV)/.setup ## Make .venv with everything that train-step needs
 setup-test: system $(VENV)/.setup-test ## Add what the tests need
 setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for resnet18, fgmp-study, and some tests
+setup-fpga: setup $(VENV)/.setup-fpga ## Add Yosys and nextpnr: for fpga
 
 setup-synth: setup $(VENV)/.setup-synth ## Add Yosys: for synth
 
@@ -70,6 +72,11 @@ $(VENV)/.setup-study: pyproject.toml $(VENV)/.setup
 $(VENV)/.setup-synth: pyproject.toml $(VENV)/.setup
 	@echo 'installing Yosys into $(VENV)'
 	@$(PIP) --editable '.[synth]'
+	@touch $@
+
+$(VENV)/.setup-fpga: pyproject.toml $(VENV)/.setup
+	@echo 'installing Yosys and nextpnr into $(VENV)'
+	@$(PIP) --editable '.[fpga]'
 	@touch $@
 
 option = $(if $($(1)),--$(2) '$($(1))')
@@ -105,6 +112,14 @@ fgmp-study: setup-study ## Train a network in FP32, FP16, FP8 and FGMP and compa
 	@$(BIN)/lnpu fgmp-study $(call option,DATA,data) $(call option,WIDTH,width) $(call option,IMAGE,image) \
 	    $(call option,BATCH,batch) $(call option,EPOCHS,epochs) $(call option,RATE,rate) \
 	    $(call option,RESULTS,results) $(call option,SCHEDULER,scheduler)
+
+# The configuration is `edge` unless it was asked for another one.
+fpga: CONFIG := $(if $(filter file,$(origin CONFIG)),edge,$(CONFIG))
+
+fpga: setup-fpga ## Synthesise, place and route `edge` for an ECP5-85k: utilisation and clock
+	@$(BIN)/lnpu fpga $(call option,CONFIG,config) $(call option,BLOCK,block) $(call option,DEVICE,device) $(call option,PACKAGE,package) \
+	    $(call option,SPEED,speed) $(call option,FREQUENCY,frequency) $(call option,SEED,seed) \
+	    $(if $(PACK_ONLY),--pack-only)
 
 check: setup-test
 	@$(BIN)/ruff check --quiet

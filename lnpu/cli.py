@@ -223,6 +223,24 @@ def _parser() -> argparse.ArgumentParser:
         "--report", type=Path, metavar="FILE", help="page of HTML (default: build/reports/synth/CONFIG-LIBRARY.html)"
     )
 
+    fpga = commands.add_parser(
+        "fpga",
+        help="the chip through synthesis, place and route for a Lattice ECP5",
+        description="Synthesises the chip with Yosys, places and routes it with nextpnr, and reports what it takes and "
+        "how fast it is. Exit status 1 if a clock is slower than the frequency.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    fpga.add_argument("--config", default="edge", help=f"configuration: {names}")
+    fpga.add_argument("--block", default="chip", help="a block alone, as core, load or vector")
+    fpga.add_argument("--device", default="85k", help="25k, 45k or 85k")
+    fpga.add_argument("--package", default="CABGA756", help="package of the device")
+    fpga.add_argument("--speed", type=int, default=6, help="speed grade, 6 to 8; 8 is the fastest")
+    fpga.add_argument("--frequency", type=float, default=50.0, help="clock to aim at, in MHz")
+    fpga.add_argument("--seed", type=int, default=1, help="of the placer")
+    fpga.add_argument("--pack-only", action="store_true", help="stop after packing: utilisation alone")
+    fpga.add_argument("--work", type=Path, default=Path("build/fpga"), help="folder of Verilog, netlist and logs")
+    fpga.add_argument("-o", "--output", type=Path, default=Path("build/reports/fpga"), help="folder of the report")
+
     info = commands.add_parser("info", help="configurations, or one in detail with its register map")
     info.add_argument("config", nargs="?", help=f"one of {names}")
     info.add_argument("--registers", action="store_true", help="print the register map")
@@ -537,6 +555,24 @@ def _synth(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _fpga(arguments: argparse.Namespace) -> int:
+    from lnpu.fpga.report import lines, write_report
+    from lnpu.fpga.run import run
+
+    config = get_config(arguments.config)
+    names = ("block", "device", "package", "speed", "frequency", "seed", "pack_only")
+    result = run(
+        config,
+        arguments.work / f"{config.name}-{arguments.block}",
+        **{name: getattr(arguments, name) for name in names},
+        tell=lambda text: print(text, flush=True),
+    )
+    path = write_report(arguments.output, result)
+    print("\n".join(lines(result)))
+    print(f"report {path}")
+    return 0 if all(clock["achieved"] >= clock["asked"] for clock in result["clocks"].values()) else 1
+
+
 def _info(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
@@ -571,6 +607,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "op": _op,
         "bench": _bench,
         "synth": _synth,
+        "fpga": _fpga,
         "info": _info,
     }[arguments.command]
     try:

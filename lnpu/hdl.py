@@ -78,7 +78,7 @@ class Sram(wiring.Component):
     """One-read one-write synchronous SRAM macro (`rtl/sram/lnpu_sram_1r1w.v`).
 
     Read data is valid the cycle after `r_en` and then holds. A read of the word being written in the same cycle
-    returns the old word.
+    returns the old word in this project's model and anything in a macro.
 
     Parameters
     ----------

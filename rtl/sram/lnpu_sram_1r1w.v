@@ -3,7 +3,7 @@
 //
 //   write: at a rising edge, each granule g with w_en[g] set is written to word w_addr
 //   read:  at a rising edge with r_en set, r_data takes word r_addr and holds it until the next read
-//   both at one address in one cycle: the read returns the old word
+//   both at one address in one cycle: this model returns the old word; the chip never uses it, so a macro may return any
 //   contents after power-up are undefined; nothing in the chip reads a word that it has not written
 `default_nettype none
 module lnpu_sram_1r1w #(
