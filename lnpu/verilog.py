@@ -13,6 +13,7 @@ from amaranth.hdl import Shape
 from amaranth.lib.wiring import Out
 
 from lnpu.config import CONFIGS, ChipConfig, get_config
+from lnpu.export.write import write_collateral
 from lnpu.hdl import Block, emit_verilog
 from lnpu.toolchain import RTL, ToolError, verilator_environment
 
@@ -55,6 +56,8 @@ class SynthesisError(RuntimeError):
 def write_verilog(config: ChipConfig, directory: Path | None = None, *, top: Block | None = None) -> list[Path]:
     """Write a chip's Verilog, its port table (`PORTS.md`) and a list of its files (`files.f`).
 
+    Beside a whole chip go the files of `lnpu.export.write.write_collateral`.
+
     Parameters
     ----------
     config : ChipConfig
@@ -69,6 +72,7 @@ def write_verilog(config: ChipConfig, directory: Path | None = None, *, top: Blo
     list of Path
         The Verilog files, top module first, the SRAM model last.
     """
+    chip = top is None
     if top is None:
         from lnpu.chip import Chip
 
@@ -77,6 +81,8 @@ def write_verilog(config: ChipConfig, directory: Path | None = None, *, top: Blo
     files = [*emit_verilog(top, directory), *sorted((RTL / "sram").glob("*.v"))]
     (directory / "PORTS.md").write_text(port_table(top, config))
     (directory / "files.f").write_text("".join(f"{os.path.relpath(path, directory)}\n" for path in files))
+    if chip:
+        write_collateral(config, directory, files)
     return files
 
 
