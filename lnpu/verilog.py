@@ -82,7 +82,7 @@ def write_verilog(config: ChipConfig, directory: Path | None = None, *, top: Blo
     (directory / "PORTS.md").write_text(port_table(top, config))
     (directory / "files.f").write_text("".join(f"{os.path.relpath(path, directory)}\n" for path in files))
     if chip:
-        write_collateral(config, directory, files)
+        write_collateral(config, directory, files, top)
     return files
 
 

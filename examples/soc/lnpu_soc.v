@@ -52,7 +52,15 @@ module lnpu_soc #(
     output wire [31:0] control__rdata,
     output wire [1:0] control__rresp
 );
-    // From the chip
+    // From the chip; bursts are always INCR, of whole words
+    wire [2:0] unused_arsize;
+    wire [1:0] unused_arburst;
+    wire [3:0] unused_arcache;
+    wire [2:0] unused_arprot;
+    wire [2:0] unused_awsize;
+    wire [1:0] unused_awburst;
+    wire [3:0] unused_awcache;
+    wire [2:0] unused_awprot;
     wire chip_arvalid;
     wire [ADDR_BITS-1:0] chip_araddr;
     wire [7:0] chip_arlen;
@@ -154,14 +162,14 @@ module lnpu_soc #(
         .memory_write__bready(chip_bready),
         .memory_write__bresp(m_bresp),
         .memory_write__bid(m_bid),
-        .memory_read__arsize(),
-        .memory_read__arburst(),
-        .memory_read__arcache(),
-        .memory_read__arprot(),
-        .memory_write__awsize(),
-        .memory_write__awburst(),
-        .memory_write__awcache(),
-        .memory_write__awprot()
+        .memory_read__arsize(unused_arsize),
+        .memory_read__arburst(unused_arburst),
+        .memory_read__arcache(unused_arcache),
+        .memory_read__arprot(unused_arprot),
+        .memory_write__awsize(unused_awsize),
+        .memory_write__awburst(unused_awburst),
+        .memory_write__awcache(unused_awcache),
+        .memory_write__awprot(unused_awprot)
     );
 
     assign host__rdata = m_rdata;

@@ -1,35 +1,49 @@
 """Timing constraints (SDC) of the chip as a block."""
 
+from amaranth.hdl import Shape
+from amaranth.lib.wiring import Out
+
 from lnpu.config import ChipConfig
+from lnpu.hdl import Block
 
 __all__ = ["sdc"]
 
 
-def sdc(config: ChipConfig) -> str:
-    """`lnpu.sdc`: one clock, delays of all other ports as parts of its period, no exceptions.
+def sdc(config: ChipConfig, top: Block) -> str:
+    """`lnpu.sdc`: one clock, delays of all other ports of `top` as parts of its period, no exceptions.
 
-    The period, in ns, and the other figures are variables at the top: starting points, not results of a layout.
+    The period and the other figures are variables at the head: starting points, not results of a layout.
     """
-    return f"""# Timing constraints of lnpu_chip, configuration {config.name}. Generated; set the figures below for your system.
-# Times in ns, capacitances in pF, as in the common open libraries; check with report_units.
-
+    inputs, outputs = ["rst"], []
+    for path, member, _ in top.signature.flatten(top):
+        name = "__".join(map(str, path))
+        bus = "[*]" if Shape.cast(member.shape).width > 1 else ""
+        (outputs if member.flow is Out else inputs).append(name + bus)
+    return f"""# Timing constraints of {top.module_name}, configuration {config.name}. Generated.
+# Set these for your process and system; times and capacitances are in the units of your library.
 set period 10.0
-set uncertainty_part 0.05
-set input_part 0.40
-set output_part 0.40
+set uncertainty [expr {{0.05 * $period}}]
+set input_delay [expr {{0.40 * $period}}]
+set output_delay [expr {{0.40 * $period}}]
 set input_transition 0.10
 set output_load 0.02
 
 create_clock -name clk -period $period [get_ports clk]
-set_clock_uncertainty [expr {{$uncertainty_part * $period}}] [get_clocks clk]
+set_clock_uncertainty $uncertainty [get_clocks clk]
 
-# Everything is synchronous to clk, `rst` too: there are no false and no multicycle paths.
-set inputs [list]
-foreach port [all_inputs] {{
-    if {{[get_property $port full_name] ne "clk"}} {{ lappend inputs $port }}
-}}
-set_input_delay [expr {{$input_part * $period}}] -clock clk $inputs
+# Everything is synchronous to clk, rst too: no false paths, no multicycle paths.
+set inputs [get_ports {{
+{_lines(inputs)}
+}}]
+set outputs [get_ports {{
+{_lines(outputs)}
+}}]
+set_input_delay $input_delay -clock clk $inputs
 set_input_transition $input_transition $inputs
-set_output_delay [expr {{$output_part * $period}}] -clock clk [all_outputs]
-set_load $output_load [all_outputs]
+set_output_delay $output_delay -clock clk $outputs
+set_load $output_load $outputs
 """
+
+
+def _lines(names: list[str]) -> str:
+    return "\n".join(f"    {name}" for name in names)

@@ -9,16 +9,15 @@ __all__ = ["VERSION", "core_file"]
 VERSION = "0.1.0"
 
 
-def core_file(config: ChipConfig, rtl: Sequence[str], sram: Sequence[str], waivers: str) -> str:
+def core_file(config: ChipConfig, rtl: Sequence[str], sram: Sequence[str]) -> str:
     """`lnpu.core` (CAPI2) for a folder of Verilog.
 
     Parameters
     ----------
     rtl, sram : sequence of str
         Verilog files, and the SRAM model among them that a wrapper of macros replaces; relative to the core file.
-    waivers : str
-        Verilator's waivers, likewise.
     """
+
     def files(names: Sequence[str]) -> list[str]:
         return [f"      - {name}" for name in names]
 
@@ -41,7 +40,7 @@ def core_file(config: ChipConfig, rtl: Sequence[str], sram: Sequence[str], waive
             "  lint_waivers:",
             "    file_type: vlt",
             "    files:",
-            *files([waivers]),
+            *files(["lint_waivers.vlt"]),
             "  constraints:",
             "    file_type: SDC",
             "    files:",

@@ -35,7 +35,8 @@ static inline lnpu_command_t lnpu_command(uint8_t opcode)
 }
 
 /* Sets bits offset to offset + width - 1; returns 0 if the value does not fit, and then changes nothing. */
-static inline int lnpu_command_set(lnpu_command_t *command, unsigned offset, unsigned width, int is_signed, int64_t value)
+static inline int lnpu_command_set(lnpu_command_t *command, unsigned offset, unsigned width, int is_signed,
+                                   int64_t value)
 {
     unsigned i;
     if (width < 64) {
@@ -73,7 +74,7 @@ static inline int64_t lnpu_command_get(const lnpu_command_t *command, unsigned o
 
 
 def command_fields(opcode: Opcode) -> list[tuple[str, int, int, bool]]:
-    """Name, offset, width (bits) and signedness of each field; one of more than 64 bits is cut into NAME_0, NAME_1, ..."""
+    """Name, offset, width (bits) and signedness of each field; of more than 64 bits: NAME_0, NAME_1, ..."""
     result = []
     for name, place in LAYOUTS[opcode]:
         signed = Shape.cast(place.shape).signed
@@ -88,7 +89,7 @@ def command_fields(opcode: Opcode) -> list[tuple[str, int, int, bool]]:
 
 
 def commands_header() -> str:
-    """`lnpu_commands.h`: opcodes, field positions, functions that set and get fields. The same for all configurations."""
+    """`lnpu_commands.h`: opcodes, field positions, functions that set and get fields, for all configurations."""
     lines = [
         "/* Commands of LNPU. Generated: do not edit. */",
         "#ifndef LNPU_COMMANDS_H",

@@ -94,7 +94,10 @@ class ExportedStep:
         numbers: dict[str, Any] = {"MEMORY_BYTES": self.size, "SCRATCH": self.scratch}
         for name in ("initial", "forward", "backward", "update"):
             program = getattr(step, name)
-            numbers |= {f"{name.upper()}_ADDRESS": step.address(program), f"{name.upper()}_COMMANDS": len(program.commands)}
+            numbers |= {
+                f"{name.upper()}_ADDRESS": step.address(program),
+                f"{name.upper()}_COMMANDS": len(program.commands),
+            }
         numbers |= {
             "BATCH": step.batch,
             "CLASSES": logits.channels,

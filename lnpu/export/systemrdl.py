@@ -50,7 +50,7 @@ def _field(field: Field, config: ChipConfig) -> str:
     reset = field.constant(config) if field.constant else 0
     access = "sw = r; hw = na;" if field.constant else _ACCESS[field.access]
     place = f"[{field.low + field.width - 1}:{field.low}]"
-    return f"field {{ {access} desc = \"{_text(field.doc)}\"; }} {field.name}{place} = {field.width}'h{reset:X};"
+    return f'field {{ {access} desc = "{_text(field.doc)}"; }} {field.name}{place} = {field.width}\'h{reset:X};'
 
 
 def _text(doc: str) -> str:

@@ -1,7 +1,6 @@
 """Writes the files that go beside the Verilog."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,35 +12,42 @@ from lnpu.export.core_file import core_file
 from lnpu.export.headers import commands_header, config_header
 from lnpu.export.srams import sram_table, srams
 from lnpu.export.systemrdl import system_rdl
+from lnpu.hdl import Block
 from lnpu.toolchain import RTL, ToolError
 
 __all__ = ["write_collateral", "write_register_views"]
 
+WAIVERS = RTL / "lint_waivers.vlt"
 
-def write_collateral(config: ChipConfig, directory: Path, verilog: Sequence[Path]) -> list[Path]:
+
+def write_collateral(config: ChipConfig, directory: Path, verilog: Sequence[Path], top: Block) -> list[Path]:
     """Write `lnpu.rdl`, C headers, `lnpu.sdc`, `lnpu.core` and `SRAMS.md`; the same inputs give the same bytes.
+
+    FuseSoC wants all files of a core below it, so copies of the SRAM model and of the lint waivers go with them.
 
     Parameters
     ----------
+    directory : Path
+        Folder of the chip's Verilog.
     verilog : sequence of Path
-        The chip's Verilog in this folder, and the SRAM model.
+        The chip's Verilog in that folder, and the SRAM model.
+    top : Block
+        The chip.
     """
     macros = [path for path in verilog if path.stem == "lnpu_sram_1r1w"]
     own = [path for path in verilog if path not in macros]
 
-    def relative(paths: Sequence[Path]) -> list[str]:
-        return [os.path.relpath(path, directory) for path in paths]
-
+    copies = {f"sram/{path.name}": path for path in macros} | {WAIVERS.name: WAIVERS}
     texts = {
         "lnpu.rdl": system_rdl(config),
         "lnpu_commands.h": commands_header(),
         "lnpu_config.h": config_header(config),
-        "lnpu.sdc": sdc(config),
-        "lnpu.core": core_file(
-            config, relative(own), relative(macros), os.path.relpath(RTL / "lint_waivers.vlt", directory)
-        ),
+        "lnpu.sdc": sdc(config, top),
+        "lnpu.core": core_file(config, [path.name for path in own], [f"sram/{path.name}" for path in macros]),
         "SRAMS.md": sram_table(srams(own), config.name),
+        **{name: path.read_text() for name, path in copies.items()},
     }
+    (directory / "sram").mkdir(exist_ok=True)
     for name, text in texts.items():
         (directory / name).write_text(text)
     return [directory / name for name in texts]
