@@ -14,7 +14,8 @@ def sdc(config: ChipConfig, top: Block) -> str:
 
     The period and the other figures are variables at the head: starting points, not results of a layout.
     """
-    inputs, outputs = ["rst"], []
+    inputs: list[str] = ["rst"]
+    outputs: list[str] = []
     for path, member, _ in top.signature.flatten(top):
         name = "__".join(map(str, path))
         bus = "[*]" if Shape.cast(member.shape).width > 1 else ""

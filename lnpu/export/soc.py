@@ -11,6 +11,7 @@ from pathlib import Path
 from lnpu.config import ChipConfig
 from lnpu.export.step import ExportedStep
 from lnpu.export.write import write_register_views
+from lnpu.sim.build import lock
 from lnpu.toolchain import RTL, ToolError, verilator_environment
 from lnpu.verilog import write_verilog
 
@@ -73,7 +74,8 @@ def run_soc(config: ChipConfig, directory: Path, *, batch: int = 4, seed: int = 
     verilog = write_verilog(config, rtl)
     write_register_views(rtl)
     step.write(directory)
-    model = _model(config, directory, [*sorted(EXAMPLE.glob("*.v")), *verilog], (step.size - 1).bit_length())
+    with lock(directory / "model"):
+        model = _model(config, directory, [*sorted(EXAMPLE.glob("*.v")), *verilog], (step.size - 1).bit_length())
 
     include = Path(verilator_environment()["VERILATOR_ROOT"]) / "include"
     own = [f"-I{path}" for path in (directory, rtl, EXAMPLE)]
