@@ -16,7 +16,7 @@ CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help system setup setup-test setup-study setup-synth train-step resnet18 nightly bench synth fgmp-study \
-    check test formal gates verilog lint waves clean setup-fpga fpga
+    check test formal gates verilog lint waves clean setup-fpga fpga setup-integration integration soc
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,9 +43,9 @@ system:
 
 setup: system $(VENV)/.setup ## Make .venv with everything that train-step needs
 setup-test: system $(VENV)/.setup-test ## Add what the tests need
+setup-integration: setup $(VENV)/.setup-integration ## Add PeakRDL and FuseSoC: for integration, soc, and some tests
 setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for resnet18, fgmp-study, and some tests
 setup-fpga: setup $(VENV)/.setup-fpga ## Add Yosys and nextpnr: for fpga
-
 setup-synth: setup $(VENV)/.setup-synth ## Add Yosys: for synth
 
 $(BIN)/python:
@@ -62,6 +62,11 @@ $(VENV)/.setup-test: pyproject.toml $(VENV)/.setup
 	@$(PIP) --editable '.[test]'
 	@$(BIN)/python -c 'import find_libpython, sys; sys.exit(not find_libpython.find_libpython())' || \
 	    { echo "cocotb needs Python's shared library: run \`apt-get install libpython3-dev\`" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.setup-integration: pyproject.toml $(VENV)/.setup
+	@echo 'installing PeakRDL and FuseSoC into $(VENV)'
+	@$(PIP) --editable '.[integration]'
 	@touch $@
 
 $(VENV)/.setup-study: pyproject.toml $(VENV)/.setup
@@ -128,7 +133,7 @@ check: setup-test
 	@echo 'ruff and mypy: passed'
 
 # Without PyTorch and Dask the tests that need them are skipped.
-test: setup-test ## Run ruff, mypy and all tests
+test: setup-test setup-integration ## Run ruff, mypy and all tests
 	@if [[ '$(TORCH)' != 0 ]]; then $(MAKE) setup-study || echo 'no PyTorch: the tests with it are skipped'; fi
 	@$(MAKE) check
 	@$(BIN)/python -m pytest -v -n $(JOBS) --no-header $(if $(TEST),'$(TEST)')
@@ -141,6 +146,12 @@ gates: setup-test ## Run the testbenches of PE, encoder and decoder on their net
 
 verilog: setup ## Write the Verilog of CONFIG to rtl/CONFIG
 	@$(BIN)/python -m lnpu.verilog '$(CONFIG)'
+
+integration: setup-integration ## Write the Verilog of CONFIG with the C header and the HTML of its registers
+	@$(BIN)/lnpu integration $(call option,CONFIG,config)
+
+soc: setup-integration ## Run a training step from a C program on the example system, bit for bit
+	@$(BIN)/lnpu soc $(call option,CONFIG,config) $(call option,BATCH,batch) $(call option,SEED,seed)
 
 lint: check ## Run ruff, mypy, Verilator's lint and Yosys' checks on CONFIG
 	@$(BIN)/python -m lnpu.verilog '$(CONFIG)' --directory 'build/lint/$(CONFIG)' --lint

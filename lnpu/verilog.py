@@ -12,6 +12,7 @@ from amaranth.hdl import Shape
 from amaranth.lib.wiring import Out
 
 from lnpu.config import CONFIGS, ChipConfig, get_config
+from lnpu.export.write import write_collateral
 from lnpu.hdl import Block, emit_verilog
 from lnpu.synth.yosys import SynthesisError, run_yosys
 from lnpu.toolchain import RTL, ToolError, verilator_environment
@@ -51,6 +52,8 @@ _SINGLE = {
 def write_verilog(config: ChipConfig, directory: Path | None = None, *, top: Block | None = None) -> list[Path]:
     """Write a chip's Verilog, its port table (`PORTS.md`) and a list of its files (`files.f`).
 
+    Beside a whole chip go the files of `lnpu.export.write.write_collateral`.
+
     Parameters
     ----------
     config : ChipConfig
@@ -65,6 +68,7 @@ def write_verilog(config: ChipConfig, directory: Path | None = None, *, top: Blo
     list of Path
         The Verilog files, top module first, the SRAM model last.
     """
+    chip = top is None
     if top is None:
         from lnpu.chip import Chip
 
@@ -73,6 +77,8 @@ def write_verilog(config: ChipConfig, directory: Path | None = None, *, top: Blo
     files = [*emit_verilog(top, directory), *sorted((RTL / "sram").glob("*.v"))]
     (directory / "PORTS.md").write_text(port_table(top, config))
     (directory / "files.f").write_text("".join(f"{os.path.relpath(path, directory)}\n" for path in files))
+    if chip:
+        write_collateral(config, directory, files, top)
     return files
 
 

@@ -24,7 +24,7 @@ from lnpu.config import ChipConfig
 from lnpu.hdl import Block, emit_verilog
 from lnpu.toolchain import RTL, verilator_environment
 
-__all__ = ["BUILD", "BuildError", "add_sources", "build", "imported_sources"]
+__all__ = ["BUILD", "BuildError", "add_sources", "build", "imported_sources", "lock"]
 
 BUILD = Path(__file__).resolve().parent.parent.parent / "build" / "sim"
 """Where builds are kept."""
@@ -77,7 +77,7 @@ def build(config: ChipConfig, trace: bool = False, *, top: Block | None = None) 
     if top is not None:
         return _build(config, trace, top)
     known = BUILD / f"known-{_source_hash(config, trace)}"
-    with _lock(known):
+    with lock(known):
         if known.exists() and (library := BUILD / known.read_text()).exists():
             return library
         from lnpu.chip import Chip
@@ -97,7 +97,7 @@ def _build(config: ChipConfig, trace: bool, top: Block) -> Path:
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
         work = BUILD / f"{config.name}-{digest.hexdigest()[:16]}"
         library = work / _LIBRARY
-        with _lock(work):
+        with lock(work):
             if not library.exists():
                 shutil.rmtree(work, ignore_errors=True)
                 work.mkdir()
@@ -126,7 +126,7 @@ def _compile(work: Path, flags: list[str], sources: list[Path]) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
     with path.with_name(f"{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
