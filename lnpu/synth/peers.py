@@ -1,6 +1,7 @@
 """Arithmetic units of others in the same flow, to compare the PE with.
 
-Measured in November 2026 from the RTL that their authors publish, with pyosys 0.70 and the flow `PLAIN` of
+Figures of the project, not measured anew by `make synth`: November 2026, from the RTL that their authors publish (the
+prototype: a first version of this PE), with pyosys 0.70 and the flow `PLAIN` of
 `lnpu.synth.netlist` (SystemVerilog through the slang front end): rounding to nearest only, flags unconnected, no wire
 load. Areas in um2.
 """
