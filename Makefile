@@ -133,7 +133,7 @@ check: setup-test
 	@echo 'ruff and mypy: passed'
 
 # Without PyTorch and Dask the tests that need them are skipped.
-test: setup-test setup-integration ## Run ruff, mypy and all tests
+test: setup-test setup-integration setup-fpga ## Run ruff, mypy and all tests
 	@if [[ '$(TORCH)' != 0 ]]; then $(MAKE) setup-study || echo 'no PyTorch: the tests with it are skipped'; fi
 	@$(MAKE) check
 	@$(BIN)/python -m pytest -v -n $(JOBS) --no-header $(if $(TEST),'$(TEST)')
