@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from lnpu.chip import Chip
 from lnpu.config import PAPER, TINY
 from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode
 from lnpu.ctrl.counters import COUNTERS
@@ -18,7 +17,7 @@ from lnpu.export.soc import run_soc
 from lnpu.export.srams import SramShape, srams
 from lnpu.export.step import ExportedStep
 from lnpu.export.systemrdl import system_rdl
-from lnpu.export.write import write_collateral, write_register_views
+from lnpu.export.write import write_register_views
 from lnpu.toolchain import RTL, verilator_environment
 from lnpu.verilog import lint, write_verilog
 from verif.fake_chip import FakeChip
@@ -132,8 +131,7 @@ def test_headers_compile_together_and_agree_with_the_tables(folder, tmp_path):
 def test_files_are_deterministic(folder):
     names = ("lnpu.rdl", "lnpu_commands.h", "lnpu_config.h", "lnpu.sdc", "lnpu.core", "SRAMS.md", "lint_waivers.vlt")
     before = {name: (folder / name).read_bytes() for name in names}
-    verilog = [(folder / line).resolve() for line in (folder / "files.f").read_text().splitlines()]
-    write_collateral(TINY, folder, verilog, Chip(config=TINY))
+    write_verilog(TINY, folder)
     assert before == {name: (folder / name).read_bytes() for name in names}
     assert (folder / "registers" / "index.html").exists()
 
