@@ -31,7 +31,7 @@ MAX_LENGTH = 145
 MAX_LOG2_RUN = 4
 """Encoded blocks of a run: 2 to this power at most, and at most as many as an AXI word has bytes."""
 
-PSUM_WORD = 27
+PSUM_WORD = 40
 """Bits of the words in which exact sums are added, see `psum_layout`."""
 
 F16_INF, F16_NAN, F32_NAN = 0x7C00, 0x7E00, 0x7FC00000

@@ -7,7 +7,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge
 
-from lnpu.formats import F16_INF, F16_NAN, F32_NAN, psum_layout
+from lnpu.formats import F16_INF, F16_NAN, F32_NAN, PSUM_WORD, psum_layout
 from verif.agents import pack, start
 from verif.pe_tb import carried
 from verif.runner import parameters, rng
@@ -160,7 +160,12 @@ async def waiting_carries(dut):
     dut.enable.value = 0
     await start(dut)
     acc_bits = parameters()["acc_bits"]
-    sums = {sign * ((1 << border) + some) for border in (0, 27, 54, 81) for some in (-1, 0, 1) for sign in (1, -1)}
+    sums = {
+        sign * ((1 << border) + some)
+        for border in range(0, acc_bits - 1, PSUM_WORD)
+        for some in (-1, 0, 1)
+        for sign in (1, -1)
+    }
     cases = [
         (number(acc, acc_bits, carries), 48 - 20, 0, fp16, 0)
         for acc, carries, fp16 in product(sorted(sums), range(16), (0, 1))

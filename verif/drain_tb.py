@@ -18,6 +18,7 @@ from verif.runner import parameters, rng
 
 CONFIG = ChipConfig(**parameters()["config"])
 ROW = data.ArrayLayout(psum_layout(CONFIG.acc_bits), CONFIG.lanes)
+ROW_CARRIES = psum_layout(CONFIG.acc_bits)["carries"].width
 WRITE = vmem_write(CONFIG)
 BEATS = CONFIG.lanes // CONFIG.beat
 
@@ -27,7 +28,7 @@ def random_psum(random: Random) -> dict:
     length = random.choice((random.randrange(1, CONFIG.acc_bits), random.randrange(20, 66)))
     value = random.choice((-1, 1)) * random.getrandbits(length - 1 or 1) if random.random() > 0.05 else 0
     flags = {name: int(random.random() < 0.01) for name in ("nan", "pinf", "ninf")}
-    return {"acc": value & ((1 << CONFIG.acc_bits) - 1), "carries": random.getrandbits(3), **flags}
+    return {"acc": value & ((1 << CONFIG.acc_bits) - 1), "carries": random.getrandbits(ROW_CARRIES), **flags}
 
 
 @dataclass

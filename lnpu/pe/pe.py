@@ -1,6 +1,6 @@
 """The processing element: one FP16 or two FP8 products a cycle into an exact accumulator."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -11,12 +11,6 @@ __all__ = ["Pe"]
 
 _LSB = 2
 """The exponents of two factors (at least 1 each) add to at least 2, where a product's LSB is the accumulator's."""
-
-_LOW = 2 * PSUM_WORD
-"""Bits of the lower part of the sum."""
-
-_TOP = 3 * PSUM_WORD
-"""Products are less than 2^80, so from this bit on they are copies of their sign."""
 
 
 class Pe(Block):
@@ -93,7 +87,6 @@ class Pe(Block):
         exponent_low = Signal(5)
         m.d.comb += exponent_low.eq(Mux(pair, a1.exponent + 7, a0.exponent))
 
-        # A negative product is kept as its complement; stage 2 adds the one that is missing.
         product_high = Signal(signed(16), reset_less=True)
         product_low = Signal(signed(19), reset_less=True)
         shift_high = Signal(6, reset_less=True)
@@ -101,8 +94,8 @@ class Pe(Block):
         special = Signal(3, reset_less=True)  # nan, pinf, ninf
         load = Signal(reset_less=True)
         m.d.sync += [
-            product_high.eq(_complemented(factor_high * b0.significand, sign[0])),
-            product_low.eq(_complemented(factor_low * b1.significand, sign[1])),
+            product_high.eq(_negated(factor_high * b0.significand, sign[0])),
+            product_low.eq(_negated(factor_low * b1.significand, sign[1])),
             shift_high.eq(a0.exponent + b0.exponent),
             shift_low.eq(exponent_low + b1.exponent),
             load.eq(self.load),
@@ -119,71 +112,59 @@ class Pe(Block):
                 )
             )
 
-        # Stage 2. The sum is in words, each with a carry for the next that waits for the next addition. Products reach
-        # the words below _TOP, which are compressed in two parts, so that a native simulation computes with at most 64
-        # bits. Sign bits come from a choice of two constants: as copies of a bit they would be extracted one by one.
-        terms_low, terms_high = [], []
+        # Stage 2. The sum is in words, each with a carry for the next word that waits for the next addition. Nothing is
+        # wider than the 64 bits of a native simulation. Signs come from a choice of two constants: as copies of a bit
+        # they would be extracted one by one.
+        terms = []  # of each product, the words that it reaches
         for name, product, shift, up in (
             ("high", product_high, shift_high, 7 - _LSB),
             ("low", product_low, shift_low, -_LSB),
         ):
-            # A complement has ones below, too.
             near = Signal(len(product) + 31, name=f"near_{name}")
             far = shift[5]  # by 32 more
-            fill = Signal(64, name=f"fill_{name}")
-            shifted = Signal(64, name=f"shifted_{name}")
-            term_low = Signal(_LOW, name=f"term_{name}_low")
-            term_high = Signal(_TOP - _LOW, name=f"term_{name}_high")
+            fill = Signal(PSUM_WORD, name=f"fill_{name}")
+            words = [Signal(PSUM_WORD, name=f"term_{name}_{i}") for i in range(2)]
+            split = PSUM_WORD - up  # where the second word begins
+            low = near[:split] if up > 0 else near[-up:]
+            below = [Const(0, up)] if up > 0 else []
             m.d.comb += [
-                fill.eq(Mux(product[-1], (1 << 64) - 1, 0)),
-                near.eq(Cat(fill[:31], product).as_signed() >> ~shift[:5]),
-                shifted.eq(Mux(far, Cat(fill[:32], near[:32]), Cat(near, fill))),
-                term_low.eq(Cat(fill[:up], shifted) if up > 0 else shifted[-up:]),
-                term_high.eq(Mux(far, Cat(near[_LOW - up - 32 :], fill), fill)),
+                fill.eq(Mux(product[-1], (1 << PSUM_WORD) - 1, 0)),
+                near.eq(product << shift[:5]),
+                words[0].eq(Mux(far, Cat(Const(0, 32 + up), near[: PSUM_WORD - 32 - up]), Cat(*below, low))),
+                words[1].eq(Mux(far, _extended(near[split - 32 :], fill), _extended(near[split:], fill))),
             ]
-            terms_low.append(term_low)
-            terms_high.append(term_high)
-        one_high, one_low = product_high[-1], product_low[-1]
+            terms.append(words)
 
         psum = self.psum_i
-        words = [range(start, min(start + PSUM_WORD, self.acc_bits)) for start in range(0, self.acc_bits, PSUM_WORD)]
+        words = [range(first, min(first + PSUM_WORD, self.acc_bits)) for first in range(0, self.acc_bits, PSUM_WORD)]
         sums = [Signal(len(word), name=f"sum_{i}", reset_less=True) for i, word in enumerate(words)]
-        carries = [Signal(name=f"carry_{i}", reset_less=True) for i in range(len(words) - 1)]  # i: into word i + 1
+        carries = Signal(len(words) - 1, reset_less=True)  # carry i goes into word i + 1
         flags = Signal(3, reset_less=True)
-        start = [
-            Mux(load, psum.acc[word.start : word.stop], word_sum) for word, word_sum in zip(words, sums, strict=True)
-        ]
-        carries_in = [one_low, *(Mux(load, psum.carries[i], carry) for i, carry in enumerate(carries))]
+        waiting = Signal.like(carries)
+        m.d.comb += waiting.eq(Mux(load, psum.carries, carries))
+        carries_in = [Const(0, 1), *waiting]
 
-        below = _LOW // PSUM_WORD
-        bits_low, majority_low, carry_low = _compressed(m, "low", Cat(start[:below]), *terms_low, carry=one_high)
-        bits_high, majority_high, carry_high = _compressed(
-            m, "high", Cat(start[below : _TOP // PSUM_WORD]), *terms_high, carry=carry_low
-        )
-        bits, majority = Cat(bits_low, bits_high), Cat(majority_low, majority_high)
-        # Above the products are only their signs and a carry; -1 for each sign and 1 for the carry are -2 to 1.
-        odd = Signal()
-        minus = Signal(PSUM_WORD)
-        m.d.comb += [
-            odd.eq(one_high ^ one_low ^ carry_high),
-            minus.eq(Mux((one_high & one_low) | ((one_high | one_low) & ~carry_high), (1 << PSUM_WORD) - 1, 0)),
-        ]
+        carry = Const(0, 1)
+        addends = []
         for i, word in enumerate(words):
-            total = Signal(len(word) + 1, name=f"total_{i}")
-            if word.start < _TOP:
-                x, y = bits[word.start : word.stop], majority[word.start : word.stop]
-            elif word.start == _TOP:
-                x, y = start[i], Cat(odd, minus[1 : len(word)])
+            old = Mux(load, psum.acc[word.start : word.stop], sums[i])
+            if i < 2:
+                bits, majority, carry = _compressed(m, f"word_{i}", old, terms[0][i], terms[1][i], carry=carry)
+                addends.append((bits, majority))
             else:
-                x, y = start[i], minus[: len(word)]
-            m.d.comb += total.eq(x + y + carries_in[i])
-            m.d.sync += sums[i].eq(total)
-            if i < len(carries):
-                m.d.sync += carries[i].eq(total[-1])
-        m.d.sync += flags.eq(Mux(load, Cat(psum.nan, psum.pinf, psum.ninf), flags) | special)
+                addends.append((old, _above(m, product_high[-1], product_low[-1], carry, i)[: len(word)]))
+        totals = [Signal(len(word) + 1, name=f"total_{i}") for i, word in enumerate(words)]
+        m.d.comb += [
+            total.eq(x + y + carry_in) for total, (x, y), carry_in in zip(totals, addends, carries_in, strict=True)
+        ]
+        m.d.sync += [
+            *(word_sum.eq(total) for word_sum, total in zip(sums, totals, strict=True)),
+            carries.eq(Cat(total[-1] for total in totals[:-1])),
+            flags.eq(Mux(load, Cat(psum.nan, psum.pinf, psum.ninf), flags) | special),
+        ]
         m.d.comb += [
             self.psum_o.acc.eq(Cat(sums)),
-            self.psum_o.carries.eq(Cat(carries)),
+            self.psum_o.carries.eq(carries),
             Cat(self.psum_o.nan, self.psum_o.pinf, self.psum_o.ninf).eq(flags),
         ]
         return m
@@ -203,9 +184,22 @@ class _Fp16:
         self.zero = ~normal & ~mantissa.any()
 
 
-def _complemented(value, negative):
-    """`value` or its complement, one bit wider."""
-    return Cat(value ^ Mux(negative, (1 << len(value)) - 1, 0), negative).as_signed()
+def _extended(bits, fill):
+    """`bits` with `fill` above them, as wide as `fill`."""
+    return Cat(bits, fill[: max(0, len(fill) - len(bits))])[: len(fill)]
+
+
+def _negated(value, negative):
+    """`value` or -`value`, one bit wider."""
+    return (Cat(value ^ negative.replicate(len(value)), negative) + negative)[: len(value) + 1].as_signed()
+
+
+def _above(m, negative_high, negative_low, carry, i):
+    """What word `i`, above the products, adds: -1 for each negative product and 1 for the carry, -2 to 1."""
+    fill = Signal(PSUM_WORD, name=f"signs_{i}")
+    negative = (negative_high & negative_low) | ((negative_high | negative_low) & ~carry)
+    m.d.comb += fill.eq(Mux(negative, (1 << PSUM_WORD) - 1, 0))
+    return Cat(negative_high ^ negative_low ^ carry, fill[1:]) if i == 2 else fill
 
 
 def _compressed(m, name, a, b, c, carry):
