@@ -1,6 +1,6 @@
 """NaN and infinity flags of the processing element: those before, or loaded, and those of the products.
 
-Of any operands; of a pair, a[0] and a[1] are E4M3 values.
+Of any operands; of a pair, those of a[0] and a[1] that are enabled are E4M3 values.
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal
@@ -50,7 +50,7 @@ class Flags(Block):
             if self.pair or not k:
                 new |= Mux(self.enable[k], _flags(self.a[k], self.b[k]), 0)
             if self.pair:
-                promises.append(is_e4m3(self.a[k]))
+                promises.append(~self.enable[k] | is_e4m3(self.a[k]))
         load, products, flags = Signal(), Signal(3), Signal(3)
         m.d.sync += [
             load.eq(self.load),
