@@ -26,7 +26,11 @@ def main() -> int:
         found = sum(check(proof, fault=fault).refuted for fault in proof.faults)
         good &= result.proven and found == len(proof.faults)
         outcome = "proven" if result.proven else "REFUTED" if result.refuted else "OPEN"
-        extent = f"k = {result.cycles}" if proof.method == "induction" else f"{result.cycles} cycles"
+        extent = (
+            f"k = {result.cycles}"
+            if proof.method == "induction"
+            else f"{result.cycles} cycle{'s' * (result.cycles > 1)}"
+        )
         table.add_row(
             name, f"{proof.method}, {extent}", outcome, f"{found} of {len(proof.faults)}", f"{result.seconds:.1f}"
         )
