@@ -26,7 +26,13 @@ _WAIVED = ("-Wno-fatal", "-Wno-lint", "-Wno-style")
 
 
 def run(
-    block: Block, testbench: str, *, gates: Liberty | None = None, swap: tuple[str, str] | None = None, **parameters
+    block: Block,
+    testbench: str,
+    *,
+    gates: Liberty | None = None,
+    swap: tuple[str, str] | None = None,
+    only: str | None = None,
+    **parameters,
 ) -> Path:
     """Emit `block`, build it (cached by content) and run every cocotb test in module `testbench`.
 
@@ -40,6 +46,8 @@ def run(
         Run the block's netlist in the gates of this library, instead of the RTL.
     swap : (str, str) or None
         A defect of the netlist, to see that the tests find it: the middle one of the first cell becomes the second.
+    only : str or None
+        Run only the cocotb tests in whose name this regular expression is found.
     parameters
         JSON-serialisable values for the testbench, see `parameters`.
 
@@ -91,6 +99,7 @@ def run(
                 build_dir=work / "sim",
                 test_dir=work,
                 results_xml=str(results),
+                test_filter=only,
                 waves=waves,
                 log_file=work / "test.log",
                 extra_env={

@@ -92,7 +92,7 @@ class Pe(Block):
         shift_high = Signal(6, reset_less=True)
         shift_low = Signal(6, reset_less=True)
         special = Signal(3, reset_less=True)  # nan, pinf, ninf
-        load = Signal(reset_less=True)
+        load = Signal(name="restart", reset_less=True)
         m.d.sync += [
             product_high.eq(_negated(factor_high * b0.significand, sign[0])),
             product_low.eq(_negated(factor_low * b1.significand, sign[1])),

@@ -3,7 +3,7 @@
 import argparse
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from verif.formal.proof import check
 from verif.formal.proofs import PROOFS
@@ -17,19 +17,23 @@ def main() -> int:
     if unknown := set(names) - set(PROOFS):
         parser.error(f"no such proof: {', '.join(sorted(unknown))}; there are {', '.join(PROOFS)}")
     console = Console()
-    table = Table("proof", "block", "property", "method", "cycles", "result", "faults found", "seconds")
+    table = Table("proof", "method", "result", "faults found", Column("seconds", justify="right"))
     good = True
     for name in names:
         proof = PROOFS[name]
-        console.print(f"{name} ...", highlight=False)
+        console.print(f"{name}: {proof.block}: {proof.statement}", highlight=False, soft_wrap=True)
         result = check(proof)
         found = sum(check(proof, fault=fault).refuted for fault in proof.faults)
         good &= result.proven and found == len(proof.faults)
         outcome = "proven" if result.proven else "REFUTED" if result.refuted else "OPEN"
+        extent = (
+            f"k = {result.cycles}"
+            if proof.method == "induction"
+            else f"{result.cycles} cycle{'s' * (result.cycles > 1)}"
+        )
         table.add_row(
-            name, proof.block, proof.statement, proof.method, str(result.cycles), outcome,
-            f"{found} of {len(proof.faults)}", f"{result.seconds:.1f}",
-        )  # fmt: skip
+            name, f"{proof.method}, {extent}", outcome, f"{found} of {len(proof.faults)}", f"{result.seconds:.1f}"
+        )
     console.print(table)
     return 0 if good else 1
 

@@ -1,145 +1,240 @@
-"""The processing element adds exactly its products: the sum after a cycle is the sum before plus the products.
+"""The processing element adds exactly its products, whatever the operands.
 
-The sum before is free, from any state: over the cycles the accumulator therefore equals the sum of all products since
-the last load, modulo 2^acc_bits. The multiplication of arbitrary significands with arbitrary exponents is more than
-the SAT engine can decide; each proof tells which operands it is about. Where it compares `acc`, no flag is set.
+Three lemmas, cut at the PE's product and shift registers and at the shifted products ("terms") that it adds. With
+value(psum) = acc + sum of carries[i] * 2^(27 (i + 1)), modulo 2^acc_bits, and -x = ~x + 1 for negative products:
+
+1. `pe-products`: a cycle after any operands, the registers hold the two part products (4 x 11 and 7 x 11 bits) of their
+   significands, complemented if negative, and the sums of their exponents: 2 to 60, unless a flag is set. The parts
+   are the upper 4 and lower 7 bits of an FP16 significand, so they add to the whole product.
+2. `pe-terms-high`, `pe-terms-low`: for any registers with such sums, each term is the part product times the power of
+   two that its sum stands for.
+3. `pe-addition`: for any registers, the value after is the value before, or that loaded, plus both terms.
+
+So while no flag is set, value after = value before (or loaded) + products, modulo 2^acc_bits. The state before is any
+state, so after any number of cycles the value is the sum of all products since the last `load`.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
-from lnpu.formats import psum_layout
+from lnpu.formats import PSUM_WORD, psum_layout
 from lnpu.hdl import Block, place
 from lnpu.pe.pe import Pe
+from verif.formal.pe_flags import ACC_BITS, is_e4m3
 from verif.formal.proof import Fault, Proof
 
 __all__ = ["PROOFS"]
 
-ACC_BITS = 97
+LOW, TOP = 54, 81
+"""Bits of the lower part of a term and of a whole one."""
+
+_WIDTHS = {"high": 15, "low": 18}
+"""Bits of the part products."""
+
+_POWERS = {"high": 7 - 2, "low": -2}
+"""A part product counts times 2 to the sum of its exponents and this; 2^-48 is the LSB."""
 
 
-class ExactSum(Block):
-    """Compares a PE with the definition of its sum; `pair` selects the case, `part` what is compared."""
+class _Inputs(Block):
+    """A PE whose inputs are free, with further inputs of the harness."""
 
-    def __init__(self, *, pair: bool, part: str) -> None:
-        self.pair, self.part = pair, part
+    def __init__(self, **more) -> None:
         super().__init__(
             {
                 "enable": In(2),
+                "pair": In(1),
                 "a": In(data.ArrayLayout(16, 2)),
                 "b": In(data.ArrayLayout(16, 2)),
                 "load": In(1),
                 "psum": In(psum_layout(ACC_BITS)),
                 "assume": Out(1),
                 "hold": Out(1),
+                **more,
             }
+        )
+
+    def _place(self, m):
+        pe = place(m, "dut", Pe(acc_bits=ACC_BITS))
+        m.d.comb += [getattr(pe, name).eq(getattr(self, name)) for name in ("enable", "pair", "a", "b", "load")]
+        m.d.comb += pe.psum_i.eq(self.psum)
+        return pe
+
+
+class Products(_Inputs):
+    """Lemma 1: the registers behind the multipliers."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            peek_restart=In(1),
+            peek_special=In(3),
+            **{f"peek_product_{part}": In(signed(width + 1)) for part, width in _WIDTHS.items()},
+            **{f"peek_shift_{part}": In(6) for part in _WIDTHS},
         )
 
     def elaborate(self, platform):
         m = Module()
-        pe = place(m, "dut", Pe(acc_bits=ACC_BITS))
-        m.d.comb += [
-            pe.enable.eq(self.enable),
-            pe.pair.eq(self.pair),
-            pe.load.eq(self.load),
-            Value.cast(pe.psum_i).eq(self.psum),
-        ]
-        operands = []
-        for k in range(2):
-            m.d.comb += [pe.a[k].eq(self.a[k]), pe.b[k].eq(self.b[k])]
-            a, b = Signal(16, name=f"a{k}"), Signal(16, name=f"b{k}")
-            enable = Signal(name=f"enable{k}")
-            m.d.sync += [a.eq(self.a[k]), b.eq(self.b[k]), enable.eq(self.enable[k] if self.pair or not k else 0)]
-            operands.append((enable, a, b))
+        self._place(m)
+        pair = self.pair
+        first, second = (self.a[0], self.b[0]), (self.a[1], self.b[1])
+        word = {"high": first, "low": [Mux(pair, y, x) for x, y in zip(first, second, strict=True)]}
+        factor = {
+            "high": _significand(self.a[0])[7:],
+            "low": Mux(pair, _significand(self.a[1])[7:], _significand(self.a[0])[:7]),
+        }
+        enable = {"high": self.enable[0], "low": Mux(pair, self.enable[1], self.enable[0])}
+        # Of a pair, the low part product weighs 2^7 more than that of an FP16 element.
+        extra = {"high": 0, "low": Mux(pair, 7, 0)}
         load = Signal()
-        before = Signal(psum_layout(ACC_BITS))
         m.d.sync += load.eq(self.load)
-        m.d.comb += Value.cast(before).eq(Mux(load, Value.cast(self.psum), Value.cast(pe.psum_o)))
-
-        # What the sum has to be one cycle later.
-        acc, flags = Signal(ACC_BITS), Signal(3)
-        products = [_product(m, k, *operand) for k, operand in enumerate(operands)]
-        m.d.sync += [
-            acc.eq(_value(before) + sum(value for value, _ in products)),
-            flags.eq(Cat(before.nan, before.pinf, before.ninf) | products[0][1] | products[1][1]),
-        ]
-        if self.part == "acc":
-            m.d.comb += self.hold.eq(flags.any() | (_value(pe.psum_o) == acc))
-        else:
-            m.d.comb += self.hold.eq(Cat(pe.psum_o.nan, pe.psum_o.pinf, pe.psum_o.ninf) == flags)
-        promises = []
-        if self.pair:
-            # E4M3 values: zero, or a normal FP16 number of their range with four significant bits.
-            for word in (self.a[0], self.a[1]):
-                exponent = word[10:15]
-                promises.append((word[:15] == 0) | ((word[:7] == 0) & (exponent >= 6) & (exponent <= 23)))
-        m.d.comb += self.assume.eq(Cat(1, *promises).all())
+        rules = [self.peek_restart == load]
+        for part, width in _WIDTHS.items():
+            a, b = word[part]
+            magnitude, negative = Signal(width, name=f"magnitude_{part}"), Signal(name=f"negative_{part}")
+            exponents = Signal(7, name=f"exponents_{part}")
+            m.d.sync += [
+                magnitude.eq(Mux(enable[part], factor[part] * _significand(b), 0)),
+                negative.eq(a[15] ^ b[15]),
+                exponents.eq(_exponent(a) + _exponent(b) + extra[part]),
+            ]
+            product = getattr(self, f"peek_product_{part}")
+            rules += [
+                product[:width] ^ product[-1].replicate(width) == magnitude,
+                (magnitude == 0)
+                | (
+                    (product[-1] == negative)
+                    & (getattr(self, f"peek_shift_{part}") == exponents)
+                    & (self.peek_special.any() | ((exponents >= 2) & (exponents <= 60)))
+                ),
+            ]
+        promises = [~pair | ~self.enable[k] | is_e4m3(self.a[k]) for k in range(2)]
+        m.d.comb += [self.assume.eq(Cat(promises).all()), self.hold.eq(Cat(rules).all())]
         return m
 
 
+class Terms(_Inputs):
+    """Lemma 2: the shifters."""
+
+    def __init__(self, *, part: str) -> None:
+        self.part = part
+        super().__init__(
+            peek_product=In(signed(_WIDTHS[part] + 1)),
+            peek_shift=In(6),
+            peek_term_low=In(LOW),
+            peek_term_high=In(TOP - LOW),
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        self._place(m)
+        width = _WIDTHS[self.part]
+        sign = self.peek_product[-1]
+        magnitude = Signal(width)
+        shifted = Signal(TOP)
+        power = _POWERS[self.part]
+        m.d.comb += [
+            magnitude.eq(self.peek_product[:width] ^ sign.replicate(width)),
+            shifted.eq(
+                (magnitude << self.peek_shift) << power if power > 0 else (magnitude << self.peek_shift) >> -power
+            ),
+            self.assume.eq((magnitude == 0) | ((self.peek_shift >= 2) & (self.peek_shift <= 60))),
+            self.hold.eq(
+                (Cat(self.peek_term_low, self.peek_term_high) ^ sign.replicate(TOP) == shifted) & (shifted[-1] == 0)
+            ),
+        ]
+        return m
+
+
+class Addition(_Inputs):
+    """Lemma 3: the adders, from any terms."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            peek_restart=In(1),
+            **{f"peek_product_{part}": In(signed(width + 1)) for part, width in _WIDTHS.items()},
+            **{f"peek_term_{part}_low": In(LOW) for part in _WIDTHS},
+            **{f"peek_term_{part}_high": In(TOP - LOW) for part in _WIDTHS},
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        pe = self._place(m)
+        total = Mux(self.peek_restart, _value(self.psum), _value(pe.psum_o))
+        promises = []
+        for part in _WIDTHS:
+            term = Cat(getattr(self, f"peek_term_{part}_low"), getattr(self, f"peek_term_{part}_high"))
+            sign = getattr(self, f"peek_product_{part}")[-1]
+            promises.append(term[-1] == sign)
+            total = (total + term.as_signed() + sign)[:ACC_BITS]
+        expected = Signal(ACC_BITS)
+        m.d.sync += expected.eq(total)
+        m.d.comb += [self.assume.eq(Cat(promises).all()), self.hold.eq(_value(pe.psum_o) == expected)]
+        return m
+
+
+def _significand(word):
+    return Cat(word[:10], word[10:15] != 0)
+
+
+def _exponent(word):
+    return Mux(word[10:15] == 0, 1, word[10:15])
+
+
 def _value(psum):
-    """The number that a partial sum stands for."""
-    return psum.acc
-
-
-def _product(m, k, enable, a, b):
-    """The product as a multiple of 2^-48, and its flags nan, pinf, ninf."""
-
-    def fields(word):
-        return word[:10], word[10:15], word[15]
-
-    (ma, ea, sa), (mb, eb, sb) = fields(a), fields(b)
-    significand = [Cat(mantissa, exponent != 0) for mantissa, exponent in ((ma, ea), (mb, eb))]
-    power = Signal(6, name=f"power{k}")
-    magnitude = Signal(ACC_BITS, name=f"magnitude{k}")
-    value = Signal(signed(ACC_BITS), name=f"value{k}")
-    special = [exponent == 31 for exponent in (ea, eb)]
-    nan = [top & (mantissa != 0) for top, mantissa in zip(special, (ma, mb), strict=True)]
-    zero = [word[:15] == 0 for word in (a, b)]
-    invalid = nan[0] | nan[1] | (special[0] & zero[1]) | (zero[0] & special[1])
-    infinite = (special[0] | special[1]) & ~invalid
-    m.d.comb += [
-        power.eq(Mux(ea == 0, 1, ea) + Mux(eb == 0, 1, eb) - 2),
-        magnitude.eq(((significand[0][7:] * significand[1] << 7) + significand[0][:7] * significand[1]) << power),
-        value.eq(Mux(enable, Mux(sa ^ sb, -magnitude, magnitude), 0)),
-    ]
-    return value, Mux(enable, Cat(invalid, infinite & ~(sa ^ sb), infinite & (sa ^ sb)), 0)
+    """The number that a partial sum stands for, modulo 2^ACC_BITS."""
+    carries = sum(carry << PSUM_WORD * (i + 1) for i, carry in enumerate(psum.carries))
+    return (psum.acc + carries)[:ACC_BITS]
 
 
 PROOFS = [
-    *(
-        Proof(
-            name=f"pe-flags-{'fp8' if pair else 'fp16'}",
-            block="PE",
-            statement=f"NaN and infinity flags, {'pair of FP8 x FP16' if pair else 'FP16 x FP16'}, any operands",
-            harness=lambda pair=pair: ExactSum(pair=pair, part="flags"),
-            method="window",
-            depth=3,
-            faults=(Fault("special", 0),),
-        )
-        for pair in (False, True)
-    ),
     Proof(
-        name="pe-sum-power",
-        block="PE",
-        statement="sum grows exactly by the product: any b, any sum; a zero or a power of two, of either sign",
-        harness=lambda: ExactSum(pair=False, part="acc"),
+        name="pe-products",
+        block="PE, 97 bits",
+        statement="registers hold the part products of any operands, and the sums of their exponents",
+        harness=Products,
         method="window",
-        depth=3,
-        constants={"a[9:0]": 0},
-        faults=(Fault("shift_high[0]", 0), Fault("product_high[3]", 0)),
+        depth=2,
+        peeks={
+            f"peek_{name}": f"dut.{name}"
+            for name in ("product_high", "product_low", "shift_high", "shift_low", "special", "restart")
+        },
+        faults=(Fault("product_high[3]", 0), Fault("factor_low[6]", 0), Fault("shift_low[3]", 0), Fault("restart", 0)),
         quick=False,
     ),
+    *(
+        Proof(
+            name=f"pe-terms-{part}",
+            block="PE, 97 bits",
+            statement=f"the {part} part product is shifted by its exponents, any product and exponents",
+            harness=lambda part=part: Terms(part=part),
+            method="window",
+            depth=1,
+            peeks={
+                "peek_product": f"dut.product_{part}",
+                "peek_shift": f"dut.shift_{part}",
+                "peek_term_low": f"dut.term_{part}_low",
+                "peek_term_high": f"dut.term_{part}_high",
+            },
+            faults=(Fault(f"near_{part}[20]", 0), Fault(f"near_{part}[40]", 1)),
+        )
+        for part in _WIDTHS
+    ),
     Proof(
-        name="pe-sum-fp8",
-        block="PE",
-        statement="sum grows exactly by the product: first of a pair, any sum; |a| in [1, 2), |b| in [32, 64)",
-        harness=lambda: ExactSum(pair=True, part="acc"),
+        name="pe-addition",
+        block="PE, 97 bits",
+        statement="value after = value before, or loaded, + both terms; any terms, any state",
+        harness=Addition,
         method="window",
-        depth=3,
-        constants={"enable": 1, "a[14:10]": 15, "b[14:10]": 20},
-        faults=(Fault("shift_high[0]", 0),),
+        depth=2,
+        peeks={
+            f"peek_{name}": f"dut.{name}"
+            for name in (
+                "restart",
+                *(f"product_{part}" for part in _WIDTHS),
+                *(f"term_{part}_{half}" for part in _WIDTHS for half in ("low", "high")),
+            )
+        },
+        faults=(Fault("high_majority[26]", 0), Fault("odd", 0), Fault("low_majority[30]", 0)),
         quick=False,
     ),
 ]

@@ -113,7 +113,9 @@ def check(proof: Proof, *, fault: Fault | None = None) -> Result:
             f"hierarchy -check -top {top.module_name}",
             "proc",
             "flatten",
+            "setattr -set keep 1 w:dut.*",  # what only peeks look at
             "opt_clean",
+            "setattr -unset keep w:dut.*",
             *([f"connect -set dut.{fault.signal} {fault.value}"] if fault else ()),
             *(f"delete -input w:{port}" for port in peeks),
             *(f"connect -set {port} {signal}" for port, signal in peeks.items()),

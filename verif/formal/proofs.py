@@ -1,10 +1,12 @@
 """All proofs, by name."""
 
-from verif.formal import axi_bursts, exact_sum, streams, zero_skip
+from verif.formal import axi_bursts, exact_sum, operand_fetch, pe_flags, streams, zero_skip
 from verif.formal.proof import Proof
 
 __all__ = ["PROOFS"]
 
 PROOFS: dict[str, Proof] = {
-    proof.name: proof for module in (streams, zero_skip, exact_sum, axi_bursts) for proof in module.PROOFS
+    proof.name: proof
+    for module in (streams, operand_fetch, zero_skip, pe_flags, exact_sum, axi_bursts)
+    for proof in module.PROOFS
 }
