@@ -1,10 +1,10 @@
 """The processing element adds exactly its products, whatever the operands.
 
 Three lemmas, cut at the PE's product and shift registers and at the shifted products ("terms") that it adds. With
-value(psum) = acc + sum of carries[i] * 2^(27 (i + 1)), modulo 2^acc_bits, and -x = ~x + 1 for negative products:
+value(psum) = acc + sum of carries[i] * 2^(PSUM_WORD (i + 1)), modulo 2^acc_bits:
 
 1. `pe-products`: a cycle after any operands, the registers hold the two part products (4 x 11 and 7 x 11 bits) of their
-   significands, complemented if negative, and the sums of their exponents: 2 to 60, unless a flag is set. The parts
+   significands, negated if negative, and the sums of their exponents: 2 to 60, unless a flag is set. The parts
    are the upper 4 and lower 7 bits of an FP16 significand, so they add to the whole product.
 2. `pe-terms-high`, `pe-terms-low`: for any registers with such sums, each term is the part product times the power of
    two that its sum stands for.
@@ -26,8 +26,8 @@ from verif.formal.proof import Fault, Proof
 
 __all__ = ["PROOFS"]
 
-LOW, TOP = 54, 81
-"""Bits of the lower part of a term and of a whole one."""
+TOP = 2 * PSUM_WORD
+"""Bits of a term; above them it has copies of its product's sign."""
 
 _WIDTHS = {"high": 15, "low": 18}
 """Bits of the part products."""
@@ -99,11 +99,10 @@ class Products(_Inputs):
             ]
             product = getattr(self, f"peek_product_{part}")
             rules += [
-                product[:width] ^ product[-1].replicate(width) == magnitude,
+                product == Mux(negative, -magnitude, magnitude),
                 (magnitude == 0)
                 | (
-                    (product[-1] == negative)
-                    & (getattr(self, f"peek_shift_{part}") == exponents)
+                    (getattr(self, f"peek_shift_{part}") == exponents)
                     & (self.peek_special.any() | ((exponents >= 2) & (exponents <= 60)))
                 ),
             ]
@@ -120,27 +119,20 @@ class Terms(_Inputs):
         super().__init__(
             peek_product=In(signed(_WIDTHS[part] + 1)),
             peek_shift=In(6),
-            peek_term_low=In(LOW),
-            peek_term_high=In(TOP - LOW),
+            peek_term_0=In(PSUM_WORD),
+            peek_term_1=In(PSUM_WORD),
         )
 
     def elaborate(self, platform):
         m = Module()
         self._place(m)
-        width = _WIDTHS[self.part]
-        sign = self.peek_product[-1]
-        magnitude = Signal(width)
-        shifted = Signal(TOP)
-        power = _POWERS[self.part]
+        product, power = self.peek_product, _POWERS[self.part]
+        exact = Signal(signed(TOP + 1))
+        shifted = product << self.peek_shift
         m.d.comb += [
-            magnitude.eq(self.peek_product[:width] ^ sign.replicate(width)),
-            shifted.eq(
-                (magnitude << self.peek_shift) << power if power > 0 else (magnitude << self.peek_shift) >> -power
-            ),
-            self.assume.eq((magnitude == 0) | ((self.peek_shift >= 2) & (self.peek_shift <= 60))),
-            self.hold.eq(
-                (Cat(self.peek_term_low, self.peek_term_high) ^ sign.replicate(TOP) == shifted) & (shifted[-1] == 0)
-            ),
+            exact.eq(shifted << power if power > 0 else shifted >> -power),
+            self.assume.eq((product == 0) | ((self.peek_shift >= 2) & (self.peek_shift <= 60))),
+            self.hold.eq(Cat(self.peek_term_0, self.peek_term_1, product[-1]).as_signed() == exact),
         ]
         return m
 
@@ -152,23 +144,20 @@ class Addition(_Inputs):
         super().__init__(
             peek_restart=In(1),
             **{f"peek_product_{part}": In(signed(width + 1)) for part, width in _WIDTHS.items()},
-            **{f"peek_term_{part}_low": In(LOW) for part in _WIDTHS},
-            **{f"peek_term_{part}_high": In(TOP - LOW) for part in _WIDTHS},
+            **{f"peek_term_{part}_{i}": In(PSUM_WORD) for part in _WIDTHS for i in range(2)},
         )
 
     def elaborate(self, platform):
         m = Module()
         pe = self._place(m)
         total = Mux(self.peek_restart, _value(self.psum), _value(pe.psum_o))
-        promises = []
         for part in _WIDTHS:
-            term = Cat(getattr(self, f"peek_term_{part}_low"), getattr(self, f"peek_term_{part}_high"))
             sign = getattr(self, f"peek_product_{part}")[-1]
-            promises.append(term[-1] == sign)
-            total = (total + term.as_signed() + sign)[:ACC_BITS]
+            term = Cat(*(getattr(self, f"peek_term_{part}_{i}") for i in range(2)), sign)
+            total = (total + term.as_signed())[:ACC_BITS]
         expected = Signal(ACC_BITS)
         m.d.sync += expected.eq(total)
-        m.d.comb += [self.assume.eq(Cat(promises).all()), self.hold.eq(_value(pe.psum_o) == expected)]
+        m.d.comb += [self.assume.eq(1), self.hold.eq(_value(pe.psum_o) == expected)]
         return m
 
 
@@ -212,8 +201,7 @@ PROOFS = [
             peeks={
                 "peek_product": f"dut.product_{part}",
                 "peek_shift": f"dut.shift_{part}",
-                "peek_term_low": f"dut.term_{part}_low",
-                "peek_term_high": f"dut.term_{part}_high",
+                **{f"peek_term_{i}": f"dut.term_{part}_{i}" for i in range(2)},
             },
             faults=(Fault(f"near_{part}[20]", 0), Fault(f"near_{part}[40]", 1)),
         )
@@ -231,10 +219,10 @@ PROOFS = [
             for name in (
                 "restart",
                 *(f"product_{part}" for part in _WIDTHS),
-                *(f"term_{part}_{half}" for part in _WIDTHS for half in ("low", "high")),
+                *(f"term_{part}_{half}" for part in _WIDTHS for half in range(2)),
             )
         },
-        faults=(Fault("high_majority[26]", 0), Fault("odd", 0), Fault("low_majority[30]", 0)),
+        faults=(Fault("word_1_majority[26]", 0), Fault("signs_2[5]", 0), Fault("word_0_majority[30]", 0)),
         quick=False,
     ),
 ]
