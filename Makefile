@@ -15,7 +15,7 @@ TORCH ?= 1
 CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help system setup setup-test setup-study train-step resnet18 nightly bench fgmp-study check test verilog lint waves \
+.PHONY: help system setup setup-test setup-study setup-energy train-step resnet18 nightly bench energy fgmp-study check test verilog lint waves \
     clean
 
 help: ## List these commands
@@ -25,6 +25,7 @@ help: ## List these commands
 	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
 	@echo '  SET=full|small, BATCH, ONLY, JSON, REPORT, REPORT_ONLY=1, BASELINE, UPDATE=1 for bench (CONFIG=paper, of small tiny),'
 	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18,'
+	@echo '  LIBERTY, NM, WIDTH, IMAGE, BATCH, DATA, JSON, REPORT for energy (CONFIG=paper),'
 	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
 
 # Programs that pip cannot install.
@@ -42,6 +43,8 @@ system:
 setup: system $(VENV)/.setup ## Make .venv with everything that train-step needs
 setup-test: system $(VENV)/.setup-test ## Add what the tests need
 setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for resnet18, fgmp-study, and some tests
+
+setup-energy: setup $(VENV)/.setup-energy ## Add Yosys: for energy
 
 $(BIN)/python:
 	@echo 'making $(VENV)'
@@ -64,6 +67,11 @@ $(VENV)/.setup-study: pyproject.toml $(VENV)/.setup
 	@$(PIP) --editable '.[study]'
 	@touch $@
 
+$(VENV)/.setup-energy: pyproject.toml $(VENV)/.setup
+	@echo 'installing Yosys into $(VENV)'
+	@$(PIP) --editable '.[energy]'
+	@touch $@
+
 option = $(if $($(1)),--$(2) '$($(1))')
 
 train-step: setup ## Run training steps on the simulated chip and check them bit for bit
@@ -75,6 +83,11 @@ bench: setup ## Measure cycles of single operations against the peak, compare wi
 	@$(BIN)/lnpu bench $(if $(filter-out file,$(origin CONFIG)),$(call option,CONFIG,config)) $(call option,SET,set) \
 	    $(call option,BATCH,batch) $(call option,ONLY,only) $(call option,JSON,json) $(call option,REPORT,report) \
 	    $(call option,BASELINE,baseline) $(if $(UPDATE),--update-baseline) $(if $(REPORT_ONLY),--report-only)
+
+energy: setup-energy ## Energy of events in gates, and of a training step with FGMP and without
+	@$(BIN)/lnpu energy $(if $(filter-out file,$(origin CONFIG)),$(call option,CONFIG,config)) \
+	    $(call option,LIBERTY,liberty) $(call option,NM,nm) $(call option,WIDTH,width) $(call option,IMAGE,image) \
+	    $(call option,BATCH,batch) $(call option,DATA,data) $(call option,JSON,json) $(call option,REPORT,report)
 
 # The configuration is `paper` unless it was asked for another one.
 resnet18 nightly: CONFIG := $(if $(filter file,$(origin CONFIG)),paper,$(CONFIG))

@@ -71,7 +71,9 @@ def clock_of(costs: Costs, config: ChipConfig) -> tuple[float, float]:
     return core, costs.uncore_flip_flops * costs.flip_flop
 
 
-def step_energy(costs: Costs, config: ChipConfig, events: Mapping[str, float], *, gated: bool = False) -> dict[str, float]:
+def step_energy(
+    costs: Costs, config: ChipConfig, events: Mapping[str, float], *, gated: bool = False
+) -> dict[str, float]:
     """Joules of a step by component.
 
     Parameters
@@ -107,10 +109,7 @@ def step_energy(costs: Costs, config: ChipConfig, events: Mapping[str, float], *
             for kind in ("zero", "fp8", "fp16")
         ),
         "vector": to_node
-        * (
-            sum(count.get(name, 0) * energy for name, energy in FP32.items())
-            + count.get("drained", 0) * FP32["add32"]
-        )
+        * (sum(count.get(name, 0) * energy for name, energy in FP32.items()) + count.get("drained", 0) * FP32["add32"])
         + count.get("sum", 0) * core["fp16"]["lane"],
         "memory": count["memory_bits"] * DRAM_BIT,
     }

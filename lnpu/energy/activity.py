@@ -120,7 +120,7 @@ class GateSimulation:
         cycles = len(stimulus.bits)
         (self._folder / "stimulus").write_bytes(stimulus.words().tobytes())
         subprocess.run(
-            ["./obj/Vbench", "stimulus", "response", "toggles.saif", str(first), str(cycles)],
+            ["./obj/Vbench", "stimulus", "response", "toggles.saif", "initial.saif", str(first), str(cycles)],
             cwd=self._folder,
             check=True,
             capture_output=True,
@@ -131,5 +131,6 @@ class GateSimulation:
         for name, nets in self.gates.outputs.items():
             found[name] = bits[:, at : at + len(nets)]
             at += len(nets)
-        toggles = read_saif((self._folder / "toggles.saif").read_text())
+        toggles, initial = (read_saif((self._folder / f"{name}.saif").read_text()) for name in ("toggles", "initial"))
+        toggles = {net: count - initial.get(net, 0) for net, count in toggles.items()}
         return Activity(toggles, cycles - first), found

@@ -7,7 +7,7 @@ writes a beat into the buffers of every core that it names. How many elements ar
 `lnpu.compiler.cycles`.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
@@ -28,7 +28,7 @@ _ARITHMETIC = {
 """What an operation of the vector unit does to each element; a comparison counts as an addition."""
 
 
-def count_events(program: Program, mixes: Mapping[int, Mix], default: Mix | None = None) -> Counter[str]:
+def count_events(program: Program, mixes: Mapping[int, Mix], default: Mix | None = None) -> dict[str, float]:
     """Expected numbers of events.
 
     Parameters
@@ -39,7 +39,7 @@ def count_events(program: Program, mixes: Mapping[int, Mix], default: Mix | None
 
     Returns
     -------
-    Counter
+    dict
         `mac16`, `mac8`: products. `issue16`, `issue8`: elements issued by the cores; `pair_cycles`: cycles in which one
         or two FP8 elements are. `visits`. `decoded_zero`, `decoded_fp8`, `decoded_fp16`, and `encoded_...`: elements.
         `add32`, `multiply32`, `divide32`, `sum`: element operations of the vector unit; `drained`: sums rounded.
@@ -56,7 +56,7 @@ class _Counter:
     def __init__(self, config: ChipConfig, mixes: Mapping[int, Mix], default: Mix) -> None:
         self.config, self.mixes, self.default = config, mixes, default
         self.pages = Pages(config)
-        self.found: Counter[str] = Counter()
+        self.found: dict[str, float] = defaultdict(float)
         self._rows: dict[tuple[int, ...], int] = {}
         self._psum_bits = config.acc_bits + 3
 

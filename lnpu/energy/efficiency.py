@@ -51,8 +51,8 @@ def peak_efficiency(costs: Costs, config: ChipConfig) -> list[dict[str, Any]]:
     """TFLOPS/W of busy cores with operands that are there, by precision and sparsity: no loads, no external memory.
 
     Visits of 64 elements, three to a row of partial sums that is read and written. An operation is a multiplication or
-    an addition. `counted`: skipped operations counted as done; `done`: not. Both in the technology of `costs`, and `..._65`
-    normalised to 65 nm.
+    an addition. `counted`: skipped operations counted as done; `done`: not. Both in the technology of `costs`, and
+    `..._65` normalised to 65 nm.
     """
     clock_core, clock_other = clock_of(costs, config)
     clock = clock_core + clock_other / config.cores

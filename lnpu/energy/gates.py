@@ -80,9 +80,7 @@ def _wire(net: Net) -> str:
     return f"n{net}" if isinstance(net, int) else f"1'b{0 if net == 'x' else net}"
 
 
-def read_gates(
-    netlists: Netlist | Mapping[str, Netlist], liberty: Liberty, models: Path, folder: Path
-) -> Gates:
+def read_gates(netlists: Netlist | Mapping[str, Netlist], liberty: Liberty, models: Path, folder: Path) -> Gates:
     """Flatten a netlist, or the netlists of the blocks of a design (its top first).
 
     Parameters
@@ -119,12 +117,14 @@ def read_gates(
         folder,
     )
     module = json.loads((folder / "gates.json").read_text())["modules"][top]
-    cells, macros = [], []
+    cells: list[Cell] = []
+    macros: list[Cell] = []
     for name, cell in module["cells"].items():
         one = Cell(name, cell["type"], cell["connections"])
         (macros if cell["type"] in sizes else cells).append(one)
-    inputs, outputs = {}, {}
-    clock = None
+    inputs: dict[str, list[Net]] = {}
+    outputs: dict[str, list[Net]] = {}
+    clock: Net | None = None
     for name, port in module["ports"].items():
         if name == "clk":
             clock = port["bits"][0]

@@ -1,12 +1,12 @@
 """Energy of memories, of FP32 arithmetic, and between technologies: cited figures and two rules, nothing measured.
 
 Source for SRAM, FP32 and DRAM: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014,
-45 nm at 0.9 V: 10, 20 and 100 pJ for 64 bits of caches of 8 KB, 32 KB and 1 MB; 0.9 pJ for an FP32 addition, 3.7 pJ for
-a multiplication; 1.3 to 2.6 nJ for 64 bits of DRAM. Divisions: 7.1 multiplications, as measured on a microcontroller with
-an FP32 unit (PMC8934428, table 3).
+45 nm at 0.9 V: 10, 20 and 100 pJ for 64 bits of caches of 8 KB, 32 KB and 1 MB; 0.9 pJ for an FP32 addition, 3.7 pJ
+for a multiplication; 1.3 to 2.6 nJ for 64 bits of DRAM. Divisions: 7.1 multiplications, as measured on a
+microcontroller with an FP32 unit (PMC8934428, table 3).
 
-Rules: energy of a bit of SRAM goes with the square root of its size, as these three do, from 1 KB up; and energy goes with
-L V^2 from one technology to another (capacitance with the feature size L, at the supply V).
+Rules: energy of a bit of SRAM goes with the square root of its size, about as these three do, from 1 KB up; and energy
+goes with L V^2 from one technology to another (capacitance with the feature size L, at the supply V).
 """
 
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from lnpu.synth.liberty import Liberty
 
-__all__ = ["DRAM_BIT", "NODE_45", "NODE_65", "FP32", "Node", "node_of", "sram_bit"]
+__all__ = ["DRAM_BIT", "FP32", "NODE_45", "NODE_65", "Node", "node_of", "sram_bit"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def node_of(liberty: Liberty, size: float | None = None) -> Node:
         size = next((nm for name, nm in _NODES.items() if liberty.name.startswith(name)), None)
     if size is None or not size > 0:
         known = ", ".join(f"{name}*" for name in _NODES)
-        raise ValueError(f"the feature size of library {liberty.name} in nm must be given (known: {known}), not {size!r}")
+        raise ValueError(
+            f"the feature size of library {liberty.name} in nm must be given (known: {known}), not {size!r}"
+        )
     return Node(size, liberty.voltage)
 
 

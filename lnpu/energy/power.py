@@ -96,7 +96,7 @@ class PowerModel:
                     outputs[net].append((cell.pins[arc.related][0], energy))
                 else:
                     inputs[net][1] += energy
-            self._cells.append((name, [(net, *both) for net, both in inputs.items()], list(outputs.items())))
+            self._cells.append((name, [(net, both[0], both[1]) for net, both in inputs.items()], list(outputs.items())))
 
     def energy(self, activity: Activity) -> dict[str, Energy]:
         """Energy a cycle, by group of cells."""
@@ -126,4 +126,3 @@ class PowerModel:
             one.internal /= activity.cycles
             one.clock /= activity.cycles
         return dict(found)
-

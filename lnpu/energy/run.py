@@ -49,7 +49,10 @@ def _events(liberty: Liberty, folder: Path, progress: Progress) -> dict[str, Any
     tiles = make_tiles()
     progress("PE in gates")
     pe = pe_bench(liberty, folder)
-    found = {"pe": measure_pe(pe, tiles), "shares": {name: tile.shares for name, tile in tiles.sparse.items()}}
+    found: dict[str, Any] = {
+        "pe": measure_pe(pe, tiles),
+        "shares": {name: tile.shares for name, tile in tiles.sparse.items()},
+    }
     flip_flops = pe.power.clocked
     found["flip_flop"] = found["pe"]["idle"] / flip_flops
     found["pe_flip_flops"] = flip_flops

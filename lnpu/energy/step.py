@@ -62,9 +62,7 @@ def measure_step(config: ChipConfig, settings: StepSettings) -> dict[str, Any]:
         memory=64 << 30,
     )  # fmt: skip
     step, network = prepare(plain, config, pixels.shape[1], classes)
-    state = network.initial_state(
-        golden.network.initial_parameters(network.layers, pixels.shape[1], settings.seed)
-    )
+    state = network.initial_state(golden.network.initial_parameters(network.layers, pixels.shape[1], settings.seed))
     at = 0
     for _ in range(settings.warm_up):
         part = slice(at, at := at + settings.warm_up_batch)

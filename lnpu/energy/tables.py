@@ -136,7 +136,9 @@ class PowerTables:
         """Names of the variables of each template."""
         found = {}
         for match in re.finditer(
-            r'\b(?:power_lut_template|lu_table_template)\s*\(\s*"?(\w+)"?\s*\)\s*\{(.*?)\}', self.liberty.text, re.DOTALL
+            r'\b(?:power_lut_template|lu_table_template)\s*\(\s*"?(\w+)"?\s*\)\s*\{(.*?)\}',
+            self.liberty.text,
+            re.DOTALL,
         ):
             found[match[1]] = re.findall(r'variable_\d\s*:\s*"?(\w+)"?', match[2])
         return found

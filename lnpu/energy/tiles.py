@@ -96,7 +96,9 @@ def _all_fp8(values: NDArray[np.float32]) -> Quantised:
     """Every element a non-zero FP8 number: scaled so that the largest are around 128, the smallest raised."""
     scale = int(np.ceil(np.log2(np.abs(values).max()))) - 7
     least = np.float32(2.0 ** (scale - 9))
-    return fgmp(np.where(np.abs(values) < least, np.copysign(least, values), values), replace(as_policy("fp8"), scale=scale))
+    return fgmp(
+        np.where(np.abs(values) < least, np.copysign(least, values), values), replace(as_policy("fp8"), scale=scale)
+    )
 
 
 def _tile(tensor: Quantised) -> Tile:
@@ -110,5 +112,4 @@ def _tile(tensor: Quantised) -> Tile:
 
 def _blocks(tensor: Quantised) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     """Its blocks: the 64 channels of a pixel."""
-    bits, codes = (np.moveaxis(part, 1, -1).reshape(-1, _WIDTH) for part in (tensor.bits, tensor.codes))
-    return bits, codes
+    return np.moveaxis(tensor.bits, 1, -1).reshape(-1, _WIDTH), np.moveaxis(tensor.codes, 1, -1).reshape(-1, _WIDTH)

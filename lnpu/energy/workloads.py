@@ -1,8 +1,8 @@
 """Energy of events: blocks in gates, driven with tiles of real tensors.
 
-PE and core are driven with a convolution's operands (`lnpu.energy.tiles`), encoder and decoder with its blocks. The core is
-a slice of 4 lanes with beats of 4; its lanes' part (PEs, rotation of dense rows) and the shared part are told apart by
-the block that a cell is in.
+PE and core are driven with a convolution's operands (`lnpu.energy.tiles`), encoder and decoder with its blocks. The
+core is a slice of 4 lanes with beats of 4; its lanes' part (PEs, rotation of dense rows) and the shared part are told
+apart by the block that a cell is in.
 """
 
 from collections.abc import Mapping
@@ -108,7 +108,9 @@ def _pe_operands(tile: Tile, dense: NDArray[np.uint16], kind: str) -> dict[str, 
             enable.append(sum(1 << i for i, k in enumerate(ks) if k is not None))
             load.append(int(first))
             first = False
-    return {name: np.array(x[:_MOST], np.uint64) for name, x in (("a", a), ("b", b), ("enable", enable), ("load", load))}
+    return {
+        name: np.array(x[:_MOST], np.uint64) for name, x in (("a", a), ("b", b), ("enable", enable), ("load", load))
+    }
 
 
 def measure_pe(bench: Bench, tiles: Tiles) -> dict[str, float]:
@@ -208,14 +210,14 @@ def _cycles(tile: Tile) -> int:
 
 
 def measure_core(bench: Bench, tiles: Tiles, progress: Any = lambda text: None) -> dict[str, Any]:
-    """Joules of a core of 4 lanes, in its lanes' part (`lane`, of one lane: PE and dense rows) and the shared part (`core`).
+    """Joules of a core of 4 lanes: `lane` is one lane (PE and rotation of dense rows), `core` what they share.
 
     Returns
     -------
     dict
         `idle`: a cycle with its clock. The others come on top: `visit`; `fp16`: an FP16 element issued; `pair`: a cycle
-        with FP8 elements; `fill`: an element written into the sparse buffer and `fill_dense` (shared part). `checked`: for
-        tiles with zeros, cycles, visits, elements, and the energy a cycle found and put together from these.
+        with FP8 elements; `fill`: an element written into a buffer. `checked`: for tiles with zeros, cycles, visits,
+        elements, and the energy found and put together from these.
     """
     found: dict[str, dict[str, float]] = {}
     idle = bench.stimulus(300)
@@ -237,23 +239,32 @@ def measure_core(bench: Bench, tiles: Tiles, progress: Any = lambda text: None) 
             raise RuntimeError(f"the core is still busy after {cycles} cycles of workload {name}")
         n16, n8 = (int(events[which].sum()) // SLICE.lanes for which in ("mac16", "mac8"))
         pairs = int((events["mac8"] > 0).sum())
-        counts = {"cycles": float(cycles), "visit": float(events["visit"].sum()), "fp16": float(n16), "pair": float(pairs)}
-        runs[name] = _parts(used), counts | {"fp8": float(n8), "busy": float(events["busy"].sum())}
-    for name, run in (("visit", "zero"), ("fp16", "dense16"), ("pair", "dense8")):
-        used, counts = runs[run]
+        counts: dict[str, float] = {
+            "cycles": float(cycles),
+            "visit": float(events["visit"].sum()),
+            "fp16": float(n16),
+            "pair": float(pairs),
+        }
+        runs[name] = _parts(used), counts | {"fp8": float(n8), "busy": int(events["busy"].sum())}
+    for name, source in (("visit", "zero"), ("fp16", "dense16"), ("pair", "dense8")):
+        energy, counts = runs[source]
         found[name] = {
-            part: (used[part] - found["idle"][part]) * counts["cycles"] / counts[name]
+            part: (energy[part] - found["idle"][part]) * counts["cycles"] / counts[name]
             - (found["visit"][part] * counts["visit"] / counts[name] if name != "visit" else 0.0)
-            for part in used
+            for part in energy
         }
     checked = {}
     for name in ("fgmp", "fp16", "error"):
-        used, counts = runs[name]
+        energy, counts = runs[name]
         model = sum(
-            scale * (found["idle"][part] * counts["cycles"] + sum(found[e][part] * counts[e] for e in ("visit", "fp16", "pair")))
+            scale
+            * (
+                found["idle"][part] * counts["cycles"]
+                + sum(found[e][part] * counts[e] for e in ("visit", "fp16", "pair"))
+            )
             for part, scale in (("core", 1), ("lane", SLICE.lanes))
         )
-        measured = (used["core"] + SLICE.lanes * used["lane"]) * counts["cycles"]
+        measured = (energy["core"] + SLICE.lanes * energy["lane"]) * counts["cycles"]
         checked[name] = counts | {"measured": measured, "modelled": model}
     return found | {"checked": checked}
 
@@ -272,7 +283,7 @@ _BLOCKS = 24
 
 
 def measure_coding(encoder: Bench, decoder: Bench, tiles: Tiles) -> dict[str, float]:
-    """Joules an element above the clock, by what it is: `encoded_zero`, ..., `decoded_fp16`; and a cycle of each block's clock."""
+    """Joules an element above the clock, `encoded_zero` to `decoded_fp16`; and of an idle cycle, `encoded_idle` ..."""
     found: dict[str, float] = {}
     for name, bench, drive in (("encoded", encoder, _encode), ("decoded", decoder, _decode)):
         idle = bench.stimulus(200)
@@ -337,7 +348,9 @@ def _decode(bench: Bench, bits: NDArray, codes: NDArray, kind: str) -> Stimulus:
             at = 4 + number * period + index
             part = int.from_bytes(raw[index * word_bytes : (index + 1) * word_bytes], "little")
             fields = {"data": part, "last": int(index == words - 1), "length": len(raw)}
-            _set_wide(stimulus, "i__payload", at, sum(x << layout[name].offset for name, x in fields.items()), layout.size)
+            _set_wide(
+                stimulus, "i__payload", at, sum(x << layout[name].offset for name, x in fields.items()), layout.size
+            )
             stimulus.set("i__valid", 1, slice(at, at + 1))
     return stimulus
 
