@@ -24,8 +24,8 @@ from lnpu.energy.gates import read_gates
 from lnpu.energy.power import Energy, PowerModel
 from lnpu.energy.tables import PowerTables
 from lnpu.energy.tiles import Tile, Tiles
-from lnpu.fgmp.decoder import Decoder
-from lnpu.fgmp.encoder import Encoder
+from lnpu.fgmp.decoder import Decoder, decoder_input
+from lnpu.fgmp.encoder import Encoder, block_place
 from lnpu.hdl import Block
 from lnpu.interfaces import buffer_write
 from lnpu.pe.pe import Pe
@@ -285,7 +285,10 @@ _BLOCKS = 24
 def measure_coding(encoder: Bench, decoder: Bench, tiles: Tiles) -> dict[str, float]:
     """Joules an element above the clock, `encoded_zero` to `decoded_fp16`; and of an idle cycle, `encoded_idle` ..."""
     found: dict[str, float] = {}
-    for name, bench, drive in (("encoded", encoder, _encode), ("decoded", decoder, _decode)):
+    for name, bench, drive, expected in (
+        ("encoded", encoder, _encode, _encoded_words),
+        ("decoded", decoder, _decode, _decoded_beats),
+    ):
         idle = bench.stimulus(200)
         idle.set("rst", 1, slice(0, 2))
         found[f"{name}_idle"] = _whole(bench.run(idle, 100)[0])
@@ -293,7 +296,10 @@ def measure_coding(encoder: Bench, decoder: Bench, tiles: Tiles) -> dict[str, fl
             bits, codes = (part[:_BLOCKS] for part in tiles.blocks[source])
             stimulus = drive(bench, bits, codes, kind)
             cycles = len(stimulus.bits) - 4
-            used = _whole(bench.run(stimulus, 4)[0])
+            energies, outputs = bench.run(stimulus, 4)
+            if _taken(outputs) != [word for block in expected(bits, codes) for word in block]:
+                raise RuntimeError(f"the gates' {bench.netlist.top} gives something else than the golden model: {kind}")
+            used = _whole(energies)
             found[f"{name}_{kind}"] = (used - found[f"{name}_idle"]) * cycles / bits.size
     return found
 
@@ -319,23 +325,43 @@ def _encode(bench: Bench, bits: NDArray, codes: NDArray, kind: str) -> Stimulus:
         payload = raw[0] & 3
         head = 1 + (8 if payload == 1 else 0)
         place = {"start": 0, "payload": head, "words": -(-len(raw) // word_bytes), "flush": 1}
-        layout = _place_layout()
+        layout = block_place(TINY)
         at = 4 + number * period + 64 // beat + 3
         stimulus.set("places__payload", sum(x << layout[name].offset for name, x in place.items()), slice(at, at + 1))
         stimulus.set("places__valid", 1, slice(at, at + 1))
     return stimulus
 
 
-def _place_layout() -> Any:
-    from lnpu.fgmp.encoder import block_place
+def _taken(outputs: Mapping[str, NDArray[np.uint8]]) -> list[int]:
+    """What left on the stream `o`."""
+    valid = outputs["o__valid"][:, 0].astype(bool)
+    return [
+        int.from_bytes(np.packbits(row, bitorder="little").tobytes(), "little") for row in outputs["o__payload"][valid]
+    ]
 
-    return block_place(TINY)
+
+def _encoded_words(bits: NDArray, codes: NDArray) -> list[list[int]]:
+    """Words of every block."""
+    size = TINY.axi_bits // 8
+    blocks = [encode_block(block.tolist(), code.tolist()) for block, code in zip(bits, codes, strict=True)]
+    return [[int.from_bytes(raw[at : at + size], "little") for at in range(0, len(raw), size)] for raw in blocks]
+
+
+def _decoded_beats(bits: NDArray, codes: NDArray) -> list[list[int]]:
+    """Beats of every block: patterns, then codes."""
+    beat = TINY.beat
+    return [
+        [
+            sum(int(x) << 16 * i for i, x in enumerate(block[at : at + beat]))
+            | sum(int(x) << (16 * beat + 2 * i) for i, x in enumerate(code[at : at + beat]))
+            for at in range(0, len(block), beat)
+        ]
+        for block, code in zip(bits, codes, strict=True)
+    ]
 
 
 def _decode(bench: Bench, bits: NDArray, codes: NDArray, kind: str) -> Stimulus:
     """Words of one block, then time for its beats."""
-    from lnpu.fgmp.decoder import decoder_input
-
     layout, word_bytes = decoder_input(TINY), TINY.axi_bits // 8
     period = 40
     stimulus = bench.stimulus(4 + period * len(bits) + 60)

@@ -180,7 +180,7 @@ def test_against_opensta(tmp_path):
     cells = [Cell(f"u{i}", "INVX1", {"A": [i], "Y": [i + 1]}) for i in range(count)]
     gates = Gates("chain", cells, [], {"a": [0]}, {"y": [count]}, None)
     model = PowerModel(gates, PowerTables(library), slew=0.06e-9)
-    energy = model.energy(Activity({net: 40 for net in range(count + 1)}, 100))["all"]
+    energy = model.energy(Activity(dict.fromkeys(range(count + 1), 40), 100))["all"]
     # OpenSTA 2 adds the tables of rising and falling for every change, which is either.
     assert 2 * energy.internal / period == pytest.approx(internal, rel=0.02)
     # OpenSTA leaves out the net that the port drives.
@@ -190,7 +190,7 @@ def test_against_opensta(tmp_path):
 
 def _costs():
     parts = {"core": 2e-12, "lane": 1e-12}
-    core = {name: parts for name in ("idle", "visit", "fp16", "pair", "fill")}
+    core = dict.fromkeys(("idle", "visit", "fp16", "pair", "fill"), parts)
     coding = {f"{way}_{kind}": 1e-12 for way in ("encoded", "decoded") for kind in ("zero", "fp8", "fp16")}
     return Costs({}, core, coding, 1e-13, 1000, Node(180, 1.8))
 
