@@ -16,7 +16,9 @@ __all__ = ["COMPONENTS", "Costs", "clock_of", "step_energy"]
 COMPONENTS = {
     "products": "products",
     "control": "core control",
-    "clock": "clock",
+    "clock_busy": "clock, busy cores",
+    "clock_idle": "clock, idle cores",
+    "clock_other": "clock, the rest",
     "sram": "SRAM",
     "coding": "encoder, decoder",
     "vector": "vector unit, rounding",
@@ -88,7 +90,7 @@ def step_energy(
     lanes = count["issue16"] and count["mac16"] / count["issue16"]  # working lanes of an issue, on average
     lanes = lanes or (count["mac8"] / count["issue8"] if count["issue8"] else 0.0)
     clock_core, clock_other = clock_of(costs, config)
-    cycles = count["core_cycles"] if gated else config.cores * count["cycles"]
+    idle = 0.0 if gated else config.cores * count["cycles"] - count["core_cycles"]
     to_node = NODE_45.scale_to(costs.node)
     found = {
         "products": count["mac16"] * core["fp16"]["lane"]
@@ -98,7 +100,9 @@ def step_energy(
         + count["issue8"] / 2 * core["pair"]["core"]
         + count["visits"] * core["visit"]["core"]
         + (count.get("placed_sparse", 0) + count.get("placed_dense", 0)) * core["fill"]["core"],
-        "clock": cycles * clock_core + count["cycles"] * clock_other,
+        "clock_busy": count["core_cycles"] * clock_core,
+        "clock_idle": idle * clock_core,
+        "clock_other": count["cycles"] * clock_other,
         "sram": sum(
             (count.get(f"{name}_read_bits", 0) + count.get(f"{name}_write_bits", 0)) * sram_bit(size, costs.node)
             for name, size in macro_bytes(config).items()

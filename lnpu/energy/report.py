@@ -21,12 +21,12 @@ _LABELS = {
     "skipping": "+ zero skipping",
     "fgmp": "+ encoded memory (as built)",
 }
-_COLOURS = ("#0072b2", "#56b4e9", "#999999", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
+_COLOURS = ("#0072b2", "#56b4e9", "#666666", "#999999", "#cccccc", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
 
 
 def bars(report: dict[str, Any], scale: float = 1.0, *, memory: bool = True) -> tuple[Figure, float]:
     """Millijoules an image of every variant by component; the chip's parts times `scale`."""
-    figure, (axis,) = new_figure(3.6)
+    figure, (axis,) = new_figure(3.8)
     batch = report["settings"]["batch"]
     left = [0.0] * len(VARIANTS)
     places = list(range(len(VARIANTS)))[::-1]
@@ -45,7 +45,7 @@ def bars(report: dict[str, Any], scale: float = 1.0, *, memory: bool = True) -> 
     axis.set_xlim(0, 1.2 * max(left))
     axis.set_xlabel("mJ an image")
     axis.grid(axis="x", color=GRID)
-    legend(axis, len(COMPONENTS))
+    legend(axis, 5)
     return figure, 10
 
 

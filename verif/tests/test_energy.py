@@ -203,12 +203,13 @@ def test_step_adds_up():
     pico = 1e-12
     assert found["products"] == pytest.approx((640 + 256 / 2 + 3 * 64) * pico)
     assert found["control"] == pytest.approx((10 + 4 / 2 + 3) * 2 * pico)
-    assert found["clock"] == pytest.approx(20 * (12 * (2 + 64) + 1000 * 0.1) * pico)
+    assert found["clock_busy"] == pytest.approx(12 * (2 + 64) * pico)
+    assert found["clock_busy"] + found["clock_idle"] == pytest.approx(20 * 12 * (2 + 64) * pico)
+    assert found["clock_other"] == pytest.approx(20 * 1000 * 0.1 * pico)
     assert found["coding"] == pytest.approx(5 * pico)
     assert found["memory"] == pytest.approx(1000 * DRAM_BIT)
     gated = step_energy(_costs(), PAPER, events, gated=True)
-    assert gated["clock"] == pytest.approx((12 * (2 + 64) + 20 * 1000 * 0.1) * pico)
-    assert {name: gated[name] for name in gated if name != "clock"} == {n: found[n] for n in found if n != "clock"}
+    assert gated == found | {"clock_idle": 0}
 
 
 def test_peak_efficiency():
