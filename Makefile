@@ -15,7 +15,7 @@ TORCH ?= 1
 CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help system setup setup-test setup-study setup-energy train-step resnet18 nightly bench energy fgmp-study check test verilog lint waves \
+.PHONY: help system setup setup-test setup-study setup-synth train-step resnet18 nightly bench synth energy fgmp-study check test verilog lint waves \
     clean
 
 help: ## List these commands
@@ -24,6 +24,7 @@ help: ## List these commands
 	@echo '  Variables: CONFIG=tiny|edge|paper, PYTHON=python3.11, JOBS=2, TORCH=0 (no PyTorch for the tests), and'
 	@echo '  WIDTH, IMAGE, BATCH, STEPS, SEED, DATA for train-step,'
 	@echo '  SET=full|small, BATCH, ONLY, JSON, REPORT, REPORT_ONLY=1, BASELINE, UPDATE=1 for bench (CONFIG=paper, of small tiny),'
+	@echo '  LIBERTY, ONLY, JSON, REPORT for synth,'
 	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18,'
 	@echo '  LIBERTY, NM, WIDTH, IMAGE, BATCH, DATA, JSON, REPORT for energy (CONFIG=paper),'
 	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
@@ -44,7 +45,7 @@ setup: system $(VENV)/.setup ## Make .venv with everything that train-step needs
 setup-test: system $(VENV)/.setup-test ## Add what the tests need
 setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for resnet18, fgmp-study, and some tests
 
-setup-energy: setup $(VENV)/.setup-energy ## Add Yosys: for energy
+setup-synth: setup $(VENV)/.setup-synth ## Add Yosys: for synth and energy
 
 $(BIN)/python:
 	@echo 'making $(VENV)'
@@ -67,9 +68,9 @@ $(VENV)/.setup-study: pyproject.toml $(VENV)/.setup
 	@$(PIP) --editable '.[study]'
 	@touch $@
 
-$(VENV)/.setup-energy: pyproject.toml $(VENV)/.setup
+$(VENV)/.setup-synth: pyproject.toml $(VENV)/.setup
 	@echo 'installing Yosys into $(VENV)'
-	@$(PIP) --editable '.[energy]'
+	@$(PIP) --editable '.[synth]'
 	@touch $@
 
 option = $(if $($(1)),--$(2) '$($(1))')
@@ -84,7 +85,7 @@ bench: setup ## Measure cycles of single operations against the peak, compare wi
 	    $(call option,BATCH,batch) $(call option,ONLY,only) $(call option,JSON,json) $(call option,REPORT,report) \
 	    $(call option,BASELINE,baseline) $(if $(UPDATE),--update-baseline) $(if $(REPORT_ONLY),--report-only)
 
-energy: setup-energy ## Energy of events in gates, and of a training step with FGMP and without
+energy: setup-synth ## Energy of events in gates, and of a training step with FGMP and without
 	@$(BIN)/lnpu energy $(if $(filter-out file,$(origin CONFIG)),$(call option,CONFIG,config)) \
 	    $(call option,LIBERTY,liberty) $(call option,NM,nm) $(call option,WIDTH,width) $(call option,IMAGE,image) \
 	    $(call option,BATCH,batch) $(call option,DATA,data) $(call option,JSON,json) $(call option,REPORT,report)
@@ -101,6 +102,10 @@ nightly: setup-study ## Run an operation of each layer shape of ResNet-18 for 22
 	@$(BIN)/lnpu replay $(call option,CONFIG,config) --image 224 --stem imagenet --acc-bits 100 --batch 1 --distinct \
 	    $(call option,SEED,seed) $(call option,DATA,data) \
 	    $(call option,RESULTS,results) $(call option,SCHEDULER,scheduler) --json build/reports/nightly.json
+
+synth: setup-synth ## Area and critical paths of CONFIG in a cell library (osu018, or LIBERTY=), by block
+	@$(BIN)/lnpu synth $(call option,CONFIG,config) $(call option,LIBERTY,liberty) $(call option,ONLY,only) \
+	    $(call option,JSON,json) $(call option,REPORT,report)
 
 fgmp-study: setup-study ## Train a network in FP32, FP16, FP8 and FGMP and compare accuracy and size
 	@$(BIN)/lnpu fgmp-study $(call option,DATA,data) $(call option,WIDTH,width) $(call option,IMAGE,image) \

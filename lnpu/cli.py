@@ -15,6 +15,7 @@ from golden.fgmp import POLICIES, Policy
 from lnpu.bench.cases import SETS
 from lnpu.config import CONFIGS, get_config
 from lnpu.study.names import STUDY_NAMES
+from lnpu.synth.yosys import SynthesisError
 from lnpu.toolchain import ToolError
 
 __all__ = ["main"]
@@ -228,6 +229,20 @@ def _parser() -> argparse.ArgumentParser:
     energy.add_argument("--folder", type=Path, default=Path("build/energy"), help="netlists, simulations, results")
     energy.add_argument("--json", type=Path, metavar="FILE", help="results (default: build/energy/LIBRARY.json)")
     energy.add_argument("--report", type=Path, metavar="FILE", help="page (default: build/reports/energy/LIBRARY.html)")
+
+    synth = commands.add_parser(
+        "synth",
+        help="area and critical paths of a chip in a cell library, by block",
+        description="Synthesises every distinct block of a chip, finds the slowest paths of each, and compares the PE "
+        "with its peers. Finished blocks are kept: a run that was stopped goes on.",
+    )
+    synth.add_argument("--config", default="tiny", help=f"configuration: {names} (default: tiny)")
+    synth.add_argument("--liberty", type=Path, metavar="FILE", help="cell library, .lib or .lib.gz (default: osu018)")
+    synth.add_argument("--only", metavar="REGEX", help="critical paths of just the blocks in whose names this is found")
+    synth.add_argument("--json", type=Path, metavar="FILE", help="results (default: build/synth/CONFIG-LIBRARY.json)")
+    synth.add_argument(
+        "--report", type=Path, metavar="FILE", help="page of HTML (default: build/reports/synth/CONFIG-LIBRARY.html)"
+    )
 
     info = commands.add_parser("info", help="configurations, or one in detail with its register map")
     info.add_argument("config", nargs="?", help=f"one of {names}")
@@ -549,6 +564,28 @@ def _energy(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _synth(arguments: argparse.Namespace) -> int:
+    from lnpu.synth.liberty import read_liberty
+    from lnpu.synth.report import write_report
+    from lnpu.synth.run import measure
+    from lnpu.synth.timing import check_tools
+
+    config = get_config(arguments.config)
+    liberty = read_liberty(arguments.liberty)
+    check_tools()
+    title = f"{config.name}-{liberty.name}"
+    result = measure(
+        config, liberty, Path("build/synth"), only=arguments.only, progress=lambda text: print(text, flush=True)
+    )
+    json_path = arguments.json or Path(f"build/synth/{title}.json")
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_text(json.dumps(result, indent=1) + "\n")
+    report_path = arguments.report or Path(f"build/reports/synth/{title}.html")
+    print("\n".join(write_report(report_path, result)))
+    print(f"results {json_path}, report {report_path}")
+    return 0
+
+
 def _info(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
@@ -583,11 +620,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "op": _op,
         "bench": _bench,
         "energy": _energy,
+        "synth": _synth,
         "info": _info,
     }[arguments.command]
     try:
         return run(arguments)
-    except (ValueError, TypeError, MemoryError, OSError, ToolError) as error:
+    except (ValueError, TypeError, MemoryError, OSError, ToolError, SynthesisError) as error:
         print(f"lnpu {arguments.command}: {error}", file=sys.stderr)
         return 2
 

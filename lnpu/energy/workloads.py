@@ -30,7 +30,7 @@ from lnpu.hdl import Block
 from lnpu.interfaces import buffer_write
 from lnpu.pe.pe import Pe
 from lnpu.synth.liberty import Liberty
-from lnpu.synth.netlist import Netlist, cell_models, synthesise, synthesise_blocks
+from lnpu.synth.netlist import PLAIN, Netlist, cell_models, synthesise, synthesise_blocks
 
 __all__ = ["SLICE", "Bench", "measure_coding", "measure_core", "measure_pe"]
 
@@ -58,7 +58,11 @@ class Bench:
         synth = folder / "synth"
         models = cell_models(liberty, synth)
         netlists: Netlist | Mapping[str, Netlist]
-        netlists = synthesise_blocks(block, liberty, synth) if parts else synthesise(block, liberty, synth)
+        netlists = (
+            synthesise_blocks(block, liberty, synth, flow=PLAIN)
+            if parts
+            else synthesise(block, liberty, synth, flow=PLAIN)
+        )
         top = netlists if isinstance(netlists, Netlist) else netlists[block.module_name]
         place = f"{liberty.name}-{liberty.digest[:8]}"
         gates = read_gates(netlists, liberty, models, folder / place / "gates" / block.module_name)

@@ -21,6 +21,10 @@ _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _LIBRARY = re.compile(r'\blibrary\s*\(\s*"?([^")\s]+)"?\s*\)\s*\{')
 # A two-input NAND; not nand2b (an inverted input), nor a NAND3X2.
 _NAND2 = re.compile(r"(?<![a-z])nand2(?![a-z]*b)", re.IGNORECASE)
+_SPECIAL = re.compile(r"lpflow|dly|probe|lsbuf", re.IGNORECASE)
+_PIN = re.compile(r'\bpin\s*\(\s*"?([^")\s]+)"?\s*\)\s*\{')
+_STATE = re.compile(r"\b(?:ff|latch)\s*\(")
+_FUNCTION = re.compile(r'\bfunction\s*:\s*"([^"]*)"')
 _SECONDS = {"ns": 1e-9, "ps": 1e-12, "fs": 1e-15, "us": 1e-6}
 _FARADS = {"ff": 1e-15, "pf": 1e-12, "nf": 1e-9}
 
@@ -43,6 +47,10 @@ class Liberty:
         The library, without comments.
     areas : dict of str to float
         Area of each cell, in the library's unit: um2 in all libraries this flow was tried with.
+    buffers : dict of str to (str, str)
+        Cells that just drive: input pin and output pin.
+    sequential : frozenset of str
+        Flip-flops and latches.
     time_unit, capacitance_unit : float
         In seconds and farads.
     voltage : float
@@ -53,6 +61,8 @@ class Liberty:
     name: str
     text: str
     areas: dict[str, float]
+    buffers: dict[str, tuple[str, str]]
+    sequential: frozenset[str]
     time_unit: float
     capacitance_unit: float
     voltage: float
@@ -69,6 +79,21 @@ class Liberty:
         if not areas:
             raise LibertyError(f"{self.path}: a gate equivalent needs a cell with nand2 in its name, and there is none")
         return min(areas)
+
+    @cached_property
+    def dont_use(self) -> tuple[str, ...]:
+        """Cells that are no plain logic: for power domains, delay, or probing."""
+        return tuple(cell for cell in self.areas if _SPECIAL.search(cell))
+
+    @cached_property
+    def buffer(self) -> tuple[str, str, str]:
+        """Name, input and output pin of the second smallest buffer (the smallest drives little)."""
+        special = set(self.dont_use)
+        found = sorted((self.areas[cell], cell) for cell in self.buffers if cell not in special)
+        if not found:
+            raise LibertyError(f"{self.path}: no buffer, a cell whose one output has its one input as function")
+        cell = found[min(1, len(found) - 1)][1]
+        return (cell, *self.buffers[cell])
 
     def plain(self, folder: Path) -> Path:
         """The library as a file that is not compressed, which is what Yosys and OpenSTA read; made in `folder`."""
@@ -111,13 +136,22 @@ def read_liberty(path: Path | str | None = None) -> Liberty:
     library = _LIBRARY.search(text)
     if library is None:
         raise LibertyError(f"{path}: not a Liberty file: no library ( ... ) {{ in it")
-    areas = {}
+    areas, buffers, sequential = {}, {}, set()
     for match in _GROUP.finditer(text):
         # The cell's own area is before its first inner group, or after one: not inside.
-        area = _AREA.search(_outer(text, match.end(), path, match[1]))
+        outer, end = _outer(text, match.end(), path, match[1])
+        area = _AREA.search(outer)
         if area is None:
             raise LibertyError(f"{path}: cell {match[1]} has no area")
         areas[match[1]] = float(area[1])
+        body = text[match.end() : end]
+        if _STATE.search(body):
+            sequential.add(match[1])
+        pins = _PIN.findall(body)
+        functions = [function.strip("() ") for function in _FUNCTION.findall(body)]
+        if len(pins) == 2 and len(functions) == 1 and functions[0] in pins:
+            target = next(pin for pin in pins if pin != functions[0])
+            buffers[match[1]] = (functions[0], target)
     if not areas:
         raise LibertyError(f"{path}: a library without cells")
     head = text[library.end() : _GROUP.search(text).start()]  # type: ignore[union-attr]
@@ -135,14 +169,16 @@ def read_liberty(path: Path | str | None = None) -> Liberty:
         name=library[1],
         text=text,
         areas=areas,
+        buffers=buffers,
+        sequential=frozenset(sequential),
         time_unit=float(time[1]) * _SECONDS[time[2]],
         capacitance_unit=float(capacitance[1]) * _FARADS[capacitance[2].lower()],
         voltage=float(voltage[1]),
     )
 
 
-def _outer(text: str, start: int, path: Path, cell: str) -> str:
-    """What is between the brace before `start` and the one that closes it, without inner groups."""
+def _outer(text: str, start: int, path: Path, cell: str) -> tuple[str, int]:
+    """What is between the brace before `start` and the one that closes it, without inner groups; where that is."""
     parts, depth, begin = [], 0, start
     for brace in _BRACE.finditer(text, start):
         if brace[0] == "{":
@@ -154,5 +190,5 @@ def _outer(text: str, start: int, path: Path, cell: str) -> str:
             begin = brace.end()
         else:
             parts.append(text[begin : brace.start()])
-            return "".join(parts)
+            return "".join(parts), brace.start()
     raise LibertyError(f"{path}: the braces of cell {cell} are not closed")

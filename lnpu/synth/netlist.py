@@ -3,24 +3,53 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lnpu.hdl import Block, emit_verilog
 from lnpu.results import write_json
+from lnpu.synth.fanout import limit_fanout
 from lnpu.synth.liberty import Liberty
 from lnpu.synth.macros import Macro, name_macros
 from lnpu.synth.yosys import run_yosys
 
-__all__ = ["ABC_SCRIPT", "Netlist", "cell_models", "synthesise", "synthesise_blocks"]
+__all__ = ["ABC_SCRIPT", "BUFFERED", "PLAIN", "Flow", "Netlist", "cell_models", "synthesise", "synthesise_blocks"]
 
 ABC_SCRIPT = (
     "strash", "ifraig", "scorr", "dc2", "strash", "&get -n", "&dch -f", "&nf", "&put", "buffer", "topo", "stime -p",
 )  # fmt: skip
 """ABC's optimisation and mapping for area; its last command prints a delay of unsized gates without wires."""
 
-_VERSION = 1
+
+@dataclass(frozen=True)
+class Flow:
+    """How gates are made.
+
+    Attributes
+    ----------
+    script : tuple of str
+        Commands of ABC.
+    max_fanout : int
+        Pins that a net may drive before it gets a tree of buffers; 0: any number.
+    special : bool
+        Whether cells for power domains and delay may be used as if they were logic (see `Liberty.dont_use`).
+    """
+
+    script: tuple[str, ...] = ABC_SCRIPT
+    max_fanout: int = 0
+    special: bool = False
+
+
+BUFFERED = Flow(max_fanout=16)
+"""The default: for area, with buffers, so that delays mean something."""
+
+PLAIN = Flow(special=True)
+"""Nothing but ABC's script: what published areas of others were measured with."""
+
+_VERSION = 4
 """Counts changes of this file that change netlists: kept ones of another version are not used."""
 
 _PORT = re.compile(r"^\s*(?:input|output)\b.*$", re.MULTILINE)
@@ -50,6 +79,8 @@ class Netlist:
         SRAM macros and the number of each.
     children : dict of str to int
         Blocks that are modules of their own, and the number of each: none in a flat netlist.
+    instances : dict of str to str
+        Module of every instance of a macro or a block.
     abc_delay : float
         Longest combinational path as ABC estimates it (unsized gates, no wires), in ps; 0 without logic.
     """
@@ -62,6 +93,7 @@ class Netlist:
     cells: dict[str, int]
     macros: tuple[tuple[Macro, int], ...]
     children: dict[str, int]
+    instances: dict[str, str]
     abc_delay: float
 
     @property
@@ -75,10 +107,10 @@ class Netlist:
         return sum(count for _, count in self.macros)
 
 
-def synthesise(block: Block, liberty: Liberty, folder: Path, *, script: Sequence[str] = ABC_SCRIPT) -> Netlist:
+def synthesise(block: Block, liberty: Liberty, folder: Path, *, flow: Flow = BUFFERED) -> Netlist:
     """Synthesise a block with all that is in it to one flat module of gates.
 
-    The result is kept in `folder`, and used again where the Verilog, the library and the script are the same.
+    The result is kept in `folder`, and used again where the Verilog, the library and the flow are the same.
 
     Parameters
     ----------
@@ -88,8 +120,8 @@ def synthesise(block: Block, liberty: Liberty, folder: Path, *, script: Sequence
         The cell library, from `lnpu.synth.liberty.read_liberty`.
     folder : Path
         Where files go.
-    script : sequence of str
-        Commands of ABC.
+    flow : Flow
+        How.
 
     Raises
     ------
@@ -99,7 +131,7 @@ def synthesise(block: Block, liberty: Liberty, folder: Path, *, script: Sequence
         If pyosys is not installed.
     """
     texts = _emit(block, folder)
-    return _map(block.module_name, list(texts.values()), [], liberty, folder / "flat", script)
+    return _map(block.module_name, list(texts.values()), [], liberty, folder / "flat", flow)
 
 
 def synthesise_blocks(
@@ -107,7 +139,7 @@ def synthesise_blocks(
     liberty: Liberty,
     folder: Path,
     *,
-    script: Sequence[str] = ABC_SCRIPT,
+    flow: Flow = BUFFERED,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Netlist]:
     """Synthesise every distinct block of a design once, each to a module in which other blocks are instances.
@@ -134,7 +166,7 @@ def synthesise_blocks(
         placed = [
             child for child in texts if child != name and re.search(rf"^\s+{child} \\?\S+ \(", text, re.MULTILINE)
         ]
-        result[name] = _map(name, [text], [_stub(texts[child], child) for child in placed], liberty, folder, script)
+        result[name] = _map(name, [text], [_stub(texts[child], child) for child in placed], liberty, folder, flow)
     return result
 
 
@@ -175,41 +207,57 @@ def _stub(text: str, name: str) -> str:
     return f"(* blackbox *)\n{match[0]}" + "".join(f"{line}\n" for line in _PORT.findall(body)) + "endmodule\n"
 
 
-def _map(
-    name: str, texts: Iterable[str], stubs: Iterable[str], liberty: Liberty, folder: Path, script: Sequence[str]
-) -> Netlist:
+def _map(name: str, texts: Iterable[str], stubs: Iterable[str], liberty: Liberty, folder: Path, flow: Flow) -> Netlist:
     named = [name_macros(text) for text in texts]
     source = "".join(text for text, _ in named)
     macros = sorted(set().union(*(found for _, found in named)))
     boxes = "".join(macro.black_box() for macro in macros) + "".join(stubs)
-    key = hashlib.sha256("\0".join([str(_VERSION), source, boxes, liberty.digest, *script]).encode()).hexdigest()
+    key = hashlib.sha256("\0".join([str(_VERSION), source, boxes, liberty.digest, repr(flow)]).encode()).hexdigest()
+    # Blocks that are the same in several chips are shared, and those of the same name that differ do not meet.
     folder = folder / f"{liberty.name}-{liberty.digest[:8]}"
-    here = folder / name
+    here = folder / f"{name}-{key[:12]}"
     here.mkdir(parents=True, exist_ok=True)
     record = here / "netlist.json"
-    if not record.exists() or json.loads(record.read_text())["key"] != key:
-        record.unlink(missing_ok=True)
+    if not record.exists():
         (here / "source.v").write_text(source)
         (here / "boxes.v").write_text(boxes)
         (here / "macros.v").write_text("".join(macro.model() for macro in macros))
-        (here / "abc.script").write_text("".join(f"{line}\n" for line in script))
+        (here / "abc.script").write_text("".join(f"{line}\n" for line in flow.script))
         plain = f"../{liberty.plain(folder).name}"
+        avoid = "" if flow.special else "".join(f" -dont_use {cell}" for cell in liberty.dont_use)
         log = run_yosys(
             [
                 "read_verilog source.v",
                 "read_verilog -lib boxes.v",
                 f"synth -flatten -top {name}",
-                f"dfflibmap -liberty {plain}",
-                f"abc -liberty {plain} -script abc.script",
+                f"dfflibmap -liberty {plain}{avoid}",
+                f"abc -liberty {plain} -script abc.script{avoid}",
                 "opt_clean -purge",
                 "setattr -unset init w:*",
-                f"tee -q -o stat.json stat -json -liberty {plain}",
+                f"read_liberty -lib {plain}",
+                "write_json gates.json",
+            ],
+            here,
+        )
+        module = json.loads((here / "gates.json").read_text())["modules"][name]
+        if flow.max_fanout:
+            limit_fanout(module, liberty, flow.max_fanout)
+        # Plain names for what is looked up by its path in the hierarchy.
+        module["cells"] = {
+            cell if content["type"] in liberty.areas else re.sub(r"\W", "_", cell): content
+            for cell, content in module["cells"].items()
+        }
+        write_json(here / "gates.json", {"modules": {name: module}})
+        run_yosys(
+            [
+                "read_json gates.json",
                 "write_verilog -noattr -simple-lhs netlist.v",
             ],
             here,
         )
+        (here / "gates.json").unlink()
         (here / "yosys.log").write_text(log)
-        write_json(record, {"key": key, **_figures(name, (here / "stat.json").read_text(), log, liberty, macros)})
+        write_json(record, _figures(module, log, liberty, macros))
     content = json.loads(record.read_text())
     return Netlist(
         top=name,
@@ -220,21 +268,23 @@ def _map(
         cells=content["cells"],
         macros=tuple((Macro(**macro), count) for macro, count in content["macros"]),
         children=content["children"],
+        instances=content["instances"],
         abc_delay=content["abc_delay"],
     )
 
 
-def _figures(name: str, stat: str, log: str, liberty: Liberty, macros: Sequence[Macro]) -> dict[str, object]:
-    module = json.loads(stat[stat.index("{") :])["modules"][f"\\{name}"]
-    numbers: dict[str, int] = module["num_cells_by_type"]
-    numbers = {cell: int(n["count"] if isinstance(n, dict) else n) for cell, n in numbers.items()}
+def _figures(module: dict[str, Any], log: str, liberty: Liberty, macros: Sequence[Macro]) -> dict[str, object]:
+    types = {cell: content["type"] for cell, content in module["cells"].items()}
+    numbers = Counter(types.values())
     sizes = {macro.name: macro for macro in macros}
-    cells = {cell: count for cell, count in numbers.items() if cell in liberty.areas}
+    cells = {cell: count for cell, count in sorted(numbers.items()) if cell in liberty.areas}
+    instances = {cell: kind for cell, kind in types.items() if kind not in cells}
     return {
         "area": sum(liberty.areas[cell] * count for cell, count in cells.items()),
-        "sequential": float(module.get("sequential_area", 0.0)),
+        "sequential": sum(liberty.areas[cell] * n for cell, n in cells.items() if cell in liberty.sequential),
         "cells": cells,
         "macros": [(asdict(sizes[cell]), count) for cell, count in numbers.items() if cell in sizes],
         "children": {cell: n for cell, n in numbers.items() if cell not in cells and cell not in sizes},
+        "instances": instances,
         "abc_delay": max(map(float, _DELAY.findall(log)), default=0.0),
     }
