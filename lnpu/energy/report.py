@@ -69,7 +69,11 @@ def _event_rows(report: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
     for way in ("encoded", "decoded"):
         for kind, label in (("zero", "zero"), ("fp8", "FP8"), ("fp16", "FP16")):
             yield f"element {way}: {label}", pj(coding[f"{way}_{kind}"]), "measured"
-    yield "skipped zero, in a visit of 64 elements half of which are zeros", pj(core["visit"]["core"] / 32), "measured"
+    yield (
+        "skipped zero, its share of a visit of 64 elements half of which are zeros",
+        pj(core["visit"]["core"] / 32),
+        "derived",
+    )
     yield "external memory, a bit", pj(DRAM_BIT), "cited"
 
 
