@@ -16,7 +16,7 @@ CONFIG ?= tiny
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help system setup setup-test setup-study setup-synth train-step resnet18 nightly bench synth fgmp-study \
-    check test formal gates verilog lint waves clean setup-fpga fpga setup-integration integration soc
+    check test formal gates verilog lint waves clean setup-fpga fpga setup-integration integration soc energy
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,7 @@ help: ## List these commands
 	@echo '  SET=full|small, BATCH, ONLY, JSON, REPORT, REPORT_ONLY=1, BASELINE, UPDATE=1 for bench (CONFIG=paper, of small tiny),'
 	@echo '  LIBERTY, ONLY, JSON, REPORT for synth, ONLY for formal, LIBERTY for gates,'
 	@echo '  WIDTH, IMAGE, BATCH, SEED, DATA, RESULTS, SCHEDULER for resnet18,'
+	@echo '  LIBERTY, NM, WIDTH, IMAGE, BATCH, DATA, JSON, REPORT for energy (CONFIG=paper),'
 	@echo '  WIDTH, IMAGE, BATCH, EPOCHS, RATE, DATA, RESULTS, SCHEDULER for fgmp-study'
 
 # Programs that pip cannot install.
@@ -46,7 +47,7 @@ setup-test: system $(VENV)/.setup-test ## Add what the tests need
 setup-integration: setup $(VENV)/.setup-integration ## Add PeakRDL and FuseSoC: for integration, soc, and some tests
 setup-study: setup $(VENV)/.setup-study ## Add PyTorch and Dask: for resnet18, fgmp-study, and some tests
 setup-fpga: setup $(VENV)/.setup-fpga ## Add Yosys and nextpnr: for fpga
-setup-synth: setup $(VENV)/.setup-synth ## Add Yosys: for synth
+setup-synth: setup $(VENV)/.setup-synth ## Add Yosys: for synth and energy
 
 $(BIN)/python:
 	@echo 'making $(VENV)'
@@ -95,6 +96,11 @@ bench: setup ## Measure cycles of single operations against the peak, compare wi
 	@$(BIN)/lnpu bench $(if $(filter-out file,$(origin CONFIG)),$(call option,CONFIG,config)) $(call option,SET,set) \
 	    $(call option,BATCH,batch) $(call option,ONLY,only) $(call option,JSON,json) $(call option,REPORT,report) \
 	    $(call option,BASELINE,baseline) $(if $(UPDATE),--update-baseline) $(if $(REPORT_ONLY),--report-only)
+
+energy: setup-synth ## Energy of events in gates, and of a training step with FGMP and without
+	@$(BIN)/lnpu energy $(if $(filter-out file,$(origin CONFIG)),$(call option,CONFIG,config)) \
+	    $(call option,LIBERTY,liberty) $(call option,NM,nm) $(call option,WIDTH,width) $(call option,IMAGE,image) \
+	    $(call option,BATCH,batch) $(call option,DATA,data) $(call option,JSON,json) $(call option,REPORT,report)
 
 # The configuration is `paper` unless it was asked for another one.
 resnet18 nightly: CONFIG := $(if $(filter file,$(origin CONFIG)),paper,$(CONFIG))

@@ -234,6 +234,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--update-baseline", action="store_true", help="make these results the baseline")
 
+    energy = commands.add_parser(
+        "energy",
+        help="energy of events in gates, and of a training step with FGMP and without",
+        description="Synthesises PE, core, encoder and decoder, simulates their gates with real operands, and puts the "
+        "energy of a training step of ResNet-18 together. What is finished is kept in the folder.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    energy.add_argument("--config", default="paper", help=f"configuration: {names}")
+    energy.add_argument("--liberty", type=Path, help="cell library, .lib or .lib.gz (default: osu018)")
+    energy.add_argument("--nm", type=float, help="feature size of the library's technology (default: by its name)")
+    energy.add_argument(
+        "--data", help="CIFAR-10's own files (folder or archive) or an .npz; without: scikit-learn's digits"
+    )
+    energy.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    energy.add_argument("--image", type=int, default=32, help="height and width of the images")
+    energy.add_argument("--batch", type=int, default=16, help="images a step")
+    energy.add_argument("--warm-up", type=int, default=16, help="steps of the golden model before it")
+    energy.add_argument("--folder", type=Path, default=Path("build/energy"), help="netlists, simulations, results")
+    energy.add_argument("--json", type=Path, metavar="FILE", help="results (default: build/energy/LIBRARY.json)")
+    energy.add_argument("--report", type=Path, metavar="FILE", help="page (default: build/reports/energy/LIBRARY.html)")
+
     synth = commands.add_parser(
         "synth",
         help="area and critical paths of a chip in a cell library, by block",
@@ -597,6 +618,34 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 1 if comparison is not None and comparison.regressions else 0
 
 
+def _energy(arguments: argparse.Namespace) -> int:
+    from lnpu.energy.report import lines, write_report
+    from lnpu.energy.run import run
+    from lnpu.energy.step import StepSettings
+    from lnpu.results import write_json
+    from lnpu.synth.liberty import read_liberty
+
+    config = get_config(arguments.config)
+    settings = StepSettings(
+        data=arguments.data,
+        width=arguments.width,
+        image=arguments.image,
+        batch=arguments.batch,
+        warm_up=arguments.warm_up,
+    )
+    liberty = read_liberty(arguments.liberty)
+    report = run(
+        liberty, config, settings, arguments.folder, size=arguments.nm, progress=lambda text: print(text, flush=True)
+    )
+    json_path = arguments.json or Path(f"build/energy/{liberty.name}.json")
+    report_path = arguments.report or Path(f"build/reports/energy/{liberty.name}.html")
+    write_json(json_path, report)
+    write_report(report_path, report)
+    print("\n".join(lines(report)))
+    print(f"results {json_path}, report {report_path}")
+    return 0
+
+
 def _synth(arguments: argparse.Namespace) -> int:
     from lnpu.synth.liberty import read_liberty
     from lnpu.synth.report import write_report
@@ -673,6 +722,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "soc": _soc,
         "op": _op,
         "bench": _bench,
+        "energy": _energy,
         "synth": _synth,
         "fpga": _fpga,
         "info": _info,

@@ -29,7 +29,7 @@ from lnpu.ctrl.commands import (
 )
 from lnpu.ctrl.counters import COUNTERS
 
-__all__ = ["RESOURCES", "Mix", "Segment", "predict_cycles"]
+__all__ = ["RESOURCES", "Fields", "Mix", "Pages", "Segment", "block_span", "expected_visit_cycles", "predict_cycles"]
 
 RESOURCES = ("load", "load_dense", "store", "vector", "drain", "fgmp", "cores", "issue")
 """What a command may have to wait for. "issue": the command processor itself."""
@@ -137,12 +137,14 @@ def predict_cycles(
     return _Model(program, mixes or {}, default or Mix(), latency).run()
 
 
-class _Fields(dict[str, int]):
+class Fields(dict[str, int]):
+    """Fields of a command; those that it does not name are 0."""
+
     def __missing__(self, key: str) -> int:
         return 0
 
 
-def _span(f: Mapping[str, int], *, store: bool, word: int, length: float) -> tuple[int, float]:
+def block_span(f: Mapping[str, int], *, store: bool, word: int, length: float) -> tuple[int, float]:
     """Blocks of a LOAD or STORE, and AXI words of `word` bytes for them and their lengths in the table."""
     if store:
         lines, first, step, pixels = f["n_count"] * f["i_count"], f["pixel"], 1, f["j_count"]
@@ -182,7 +184,13 @@ def _visit_cycles(half: int, mix: Mix) -> NDArray[np.float64]:
     return count * mix.nonzero * (1 - mix.fp8) + pairs + (1 - mix.nonzero) ** count
 
 
-class _Pages:
+def expected_visit_cycles(depth: int, nonzero: float, *, fp8: bool) -> float:
+    """Cycles of a visit to `depth` elements, a share `nonzero` of which is not zero, all of one precision."""
+    half = depth // 2
+    return float(_visit_cycles(half, Mix(nonzero, float(fp8)))[half, half])
+
+
+class Pages:
     """What may be non-zero in the pages of the sparse buffers, and what products take with it.
 
     Contents are numbered: programs repeat themselves, so each kind of command is worked out once.
@@ -265,7 +273,7 @@ class _Model:
         self.program, self.config, self.latency = program, program.config, latency
         self.mixes, self.default = mixes, default
         self.word = self.config.axi_bits // 8
-        self.pages = _Pages(self.config)
+        self.pages = Pages(self.config)
         # When the last command and the one before it are done: of each unit, of each core.
         self.units, self.units_before = [0.0] * len(Unit), [0.0] * len(Unit)
         self.cores, self.cores_before = [0.0] * self.config.cores, [0.0] * self.config.cores
@@ -280,7 +288,7 @@ class _Model:
         now, begun = 2.0 * self.latency + words, 0.0
         self.segment.waits["issue"] += now
         for command in self.program.commands:
-            f = _Fields(command.fields)
+            f = Fields(command.fields)
             lookups = (
                 0
                 if command.opcode in (Opcode.ADAPT, Opcode.STATE, Opcode.COMMIT)
@@ -371,7 +379,7 @@ class _Model:
             words, setup = beats * 4 * beat / self.word, _RAW
         else:
             mix = self.mixes.get(f["table"], self.default)
-            blocks, words = _span(f, store=False, word=self.word, length=mix.block_bytes)
+            blocks, words = block_span(f, store=False, word=self.word, length=mix.block_bytes)
             valid = f["n_count"] * max(0, f["i_end"] - f["i_first"]) * max(0, f["j_end"] - f["j_first"])
             padding = f["n_count"] * f["i_count"] * f["j_count"] - valid
             rate = max(1.0, mix.block_bytes / (2 * BLOCK) * _WIDE)
@@ -391,7 +399,7 @@ class _Model:
             case Opcode.STORE | Opcode.STORE_RAW:
                 if command.opcode is Opcode.STORE:
                     mix = self.mixes.get(f["table"], self.default)
-                    blocks, words = _span(f, store=True, word=self.word, length=mix.block_bytes)
+                    blocks, words = block_span(f, store=True, word=self.word, length=mix.block_bytes)
                     rows, setup = blocks * self.config.block_beats, _STORE + self.config.block_beats
                 else:
                     rows, setup = f["line_count"] * f["line_rows"], _STORE_RAW

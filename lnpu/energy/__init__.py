@@ -1,0 +1,1 @@
+"""Energy of events in gates, and of whole training steps."""
