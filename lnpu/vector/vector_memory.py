@@ -10,7 +10,7 @@ from lnpu.config import ChipConfig
 from lnpu.hdl import Block, Sram
 from lnpu.interfaces import vmem_read_signature, vmem_write
 
-__all__ = ["VectorMemory"]
+__all__ = ["BANKS", "VectorMemory"]
 
 
 def _round_robin(m: Module, valids: Sequence[ValueLike], name: str) -> list[Signal]:

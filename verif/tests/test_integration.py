@@ -19,6 +19,7 @@ from lnpu.export.step import ExportedStep
 from lnpu.export.systemrdl import system_rdl
 from lnpu.export.write import write_register_views
 from lnpu.toolchain import RTL, verilator_environment
+from lnpu.vector.vector_memory import BANKS
 from lnpu.verilog import lint, write_verilog
 from verif.fake_chip import FakeChip
 
@@ -148,7 +149,7 @@ def test_srams_are_those_of_the_elaborated_design(folder):
     subprocess.run([sys.executable, "-c", script, *passes], check=True, capture_output=True)
     found = srams(files)
     assert sum(found.values()) == len(listing.read_text().splitlines())
-    assert found[SramShape(TINY.vmem_rows // 2, 32 * TINY.beat, 32 * TINY.beat)] == 2
+    assert found[SramShape(TINY.vmem_rows // BANKS, 32 * TINY.beat, 32 * TINY.beat)] == BANKS
 
 
 def test_sdc_constrains_every_port(folder, tmp_path):
