@@ -10,6 +10,8 @@ from typing import Any
 
 from lnpu.config import ChipConfig
 from lnpu.energy.memory import DRAM_BIT, FP32, NODE_45, Node, sram_bit
+from lnpu.formats import psum_layout
+from lnpu.vector.vector_memory import BANKS
 
 __all__ = ["COMPONENTS", "Costs", "clock_of", "step_energy"]
 
@@ -62,8 +64,8 @@ def macro_bytes(config: ChipConfig) -> dict[str, float]:
         "code": 2 * config.rows * 2 * words / 8,
         "sparse": 2 * config.rows * words * 16 / 8,
         "dense": config.dense_rows * 16 * (config.lanes // config.beat) / 8,
-        "psum": config.psum_rows * (config.acc_bits + 3) / 8,
-        "vmem": config.vmem_rows / 2 * 32 * config.beat / 8,
+        "psum": config.psum_rows * psum_layout(config.acc_bits).size / 8,
+        "vmem": config.vmem_rows / BANKS * 32 * config.beat / 8,
     }
 
 

@@ -16,6 +16,7 @@ from lnpu.compiler.cycles import Fields, Mix, Pages, block_span
 from lnpu.compiler.program import Program
 from lnpu.config import BLOCK, ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, READS_B, READS_C, Opcode, Target, VectorOp
+from lnpu.formats import psum_layout
 
 __all__ = ["count_events"]
 
@@ -58,7 +59,7 @@ class _Counter:
         self.pages = Pages(config)
         self.found: dict[str, float] = defaultdict(float)
         self._rows: dict[tuple[int, ...], int] = {}
-        self._psum_bits = config.acc_bits + 3
+        self._psum_bits = psum_layout(config.acc_bits).size
 
     def take(self, opcode: Opcode, f: Fields) -> None:
         found, config = self.found, self.config

@@ -8,6 +8,7 @@ from lnpu.compiler.cycles import expected_visit_cycles
 from lnpu.config import ChipConfig
 from lnpu.energy.account import Costs, clock_of, macro_bytes
 from lnpu.energy.memory import NODE_65, Node, sram_bit
+from lnpu.formats import psum_layout
 
 __all__ = ["PUBLISHED", "SPARSITIES", "V100", "Published", "peak_efficiency"]
 
@@ -72,7 +73,7 @@ def peak_efficiency(costs: Costs, config: ChipConfig) -> list[dict[str, Any]]:
                 + core["visit"]["core"]
                 + elements * 16 * (bit["sparse"] + lanes * bit["dense"])
                 + depth * 2 * bit["code"]
-                + 2 * lanes * (config.acc_bits + 3) * bit["psum"] / _TAPS
+                + 2 * lanes * psum_layout(config.acc_bits).size * bit["psum"] / _TAPS
             )
             done = 2 * elements * lanes / joules * 1e-12
             counted = 2 * depth * lanes / joules * 1e-12

@@ -27,7 +27,7 @@ def uncore_flip_flops(config: ChipConfig, folder: Path) -> int:
     files = emit_verilog(top, folder / "rtl" / config.name)
     place = folder / f"registers-{config.name}"
     place.mkdir(parents=True, exist_ok=True)
-    named = [name_macros(path.read_text()) for path in files if not path.stem.startswith(("lnpu_core", "lnpu_pe"))]
+    named = [name_macros(path.read_text()) for path in files]
     sizes = sorted(set().union(*(found for _, found in named)))
     (place / "source.v").write_text("".join(text for text, _ in named))
     (place / "boxes.v").write_text("".join(macro.black_box() for macro in sizes))
@@ -58,4 +58,4 @@ def uncore_flip_flops(config: ChipConfig, folder: Path) -> int:
             total += count * (int(match[1]) if match else bits(kind) if kind in cells else 0)
         return total
 
-    return bits(top.module_name)
+    return bits(top.module_name) - config.cores * bits("lnpu_core")

@@ -4,41 +4,32 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-__all__ = ["SramShape", "sram_table", "srams"]
+from lnpu.synth.macros import Macro, macro_of
+
+__all__ = ["sram_table", "srams"]
 
 _MODULE = re.compile(r"^module (\S+?)\s*\((.*?)^endmodule", re.MULTILINE | re.DOTALL)
 _INSTANCE = re.compile(r"^  (lnpu_\w+) (?:#\((.*?)\n  \) )?(?:\\\S+ |\w+) ?\(", re.MULTILINE | re.DOTALL)
-_PARAMETER = re.compile(r"\.(\w+)\(32'd(\d+)\)")
 
 
-class SramShape(NamedTuple):
-    """Words, bits of a word, and bits that a write enable is for."""
-
-    depth: int
-    width: int
-    granularity: int
-
-
-def srams(files: Iterable[Path], top: str = "lnpu_chip") -> Counter[SramShape]:
-    """How many SRAMs of each shape there are under module `top`."""
-    direct: dict[str, Counter[SramShape]] = {}
+def srams(files: Iterable[Path], top: str = "lnpu_chip") -> Counter[Macro]:
+    """How many SRAM macros of each size there are under module `top`."""
+    direct: dict[str, Counter[Macro]] = {}
     children: dict[str, Counter[str]] = {}
     for path in files:
         for name, body in _MODULE.findall(path.read_text()):
             direct[name], children[name] = Counter(), Counter()
             for module, parameters in _INSTANCE.findall(body):
                 if module == "lnpu_sram_1r1w":
-                    value = {key: int(number) for key, number in _PARAMETER.findall(parameters)}
-                    direct[name][SramShape(value["DEPTH"], value["WIDTH"], value["GRANULARITY"])] += 1
+                    direct[name][macro_of(parameters)] += 1
                 else:
                     children[name][module] += 1
     if top not in direct:
         raise ValueError(f"top must be one of the modules, not {top!r}")
-    found: dict[str, Counter[SramShape]] = {}
+    found: dict[str, Counter[Macro]] = {}
 
-    def count(module: str) -> Counter[SramShape]:
+    def count(module: str) -> Counter[Macro]:
         if module not in found:
             total = Counter(direct[module])
             for child, times in children[module].items():
@@ -50,9 +41,9 @@ def srams(files: Iterable[Path], top: str = "lnpu_chip") -> Counter[SramShape]:
     return count(top)
 
 
-def sram_table(shapes: Counter[SramShape], name: str) -> str:
+def sram_table(shapes: Counter[Macro], name: str) -> str:
     """`SRAMS.md`: a table of them, with sums."""
-    bits = {shape: shape.depth * shape.width * number for shape, number in shapes.items()}
+    bits = {shape: shape.bits * number for shape, number in shapes.items()}
     return "\n".join(
         [
             f"# SRAMs of lnpu_chip, configuration {name}",

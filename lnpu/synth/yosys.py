@@ -16,10 +16,10 @@ ys.run_pass(p, d)"
 
 
 class SynthesisError(RuntimeError):
-    """Yosys refused a design; the message ends with the end of its log."""
+    """Yosys failed on a design; the message ends with the end of its log."""
 
 
-def run_yosys(passes: Iterable[str], folder: Path | None = None) -> str:
+def run_yosys(passes: Iterable[str], folder: Path | None = None, *, log_file: Path | None = None) -> str:
     """Run passes of Yosys on a design that is empty at first.
 
     Parameters
@@ -28,6 +28,8 @@ def run_yosys(passes: Iterable[str], folder: Path | None = None) -> str:
         Commands of Yosys, one a string.
     folder : Path or None
         Where the process runs, so what relative paths in the passes are relative to (default: here).
+    log_file : Path or None
+        Where the log goes too, if Yosys fails as well.
 
     Returns
     -------
@@ -47,6 +49,9 @@ def run_yosys(passes: Iterable[str], folder: Path | None = None) -> str:
         [sys.executable, "-c", _SCRIPT], input="\n".join(passes), cwd=folder, capture_output=True, text=True
     )
     log = result.stdout + result.stderr
+    if log_file is not None:
+        log_file.write_text(log)
     if result.returncode:
-        raise SynthesisError("Yosys refused the design:\n" + "\n".join(log.strip().splitlines()[-20:]))
+        where = f", log {log_file} ends" if log_file is not None else " on the design"
+        raise SynthesisError(f"Yosys failed{where}:\n" + "\n".join(log.strip().splitlines()[-20:]))
     return log

@@ -19,10 +19,15 @@ from lnpu.energy.efficiency import SPARSITIES, peak_efficiency
 from lnpu.energy.gates import Cell, Gates
 from lnpu.energy.memory import DRAM_BIT, NODE_45, NODE_65, Node, node_of, sram_bit
 from lnpu.energy.power import PowerModel
+from lnpu.energy.registers import uncore_flip_flops
 from lnpu.energy.tables import PowerTables
 from lnpu.energy.tiles import Tile, Tiles
 from lnpu.energy.workloads import measure_pe, pe_bench
+from lnpu.export.srams import srams
 from lnpu.synth.liberty import OSU018, LibertyError, read_liberty
+from lnpu.synth.macros import Macro
+from lnpu.synth.yosys import run_yosys
+from lnpu.verilog import write_verilog
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "energy"
 needs_library = pytest.mark.skipif(not OSU018.exists(), reason="needs Debian's qflow-tech-osu018")
@@ -112,6 +117,25 @@ def test_scaling():
     assert sram_bit(32768, NODE_45) == pytest.approx(20e-12 / 64)  # the source's second figure
     assert sram_bit(10, NODE_45) == sram_bit(1024, NODE_45)
     assert macro_bytes(PAPER)["dense"] == 192 * 64 / 8
+
+
+def test_srams_and_flip_flops_are_those_of_the_rtl(tmp_path):
+    """Sizes of macros against the Verilog's; flip-flops outside the cores against a count of the flat design."""
+    files = write_verilog(TINY, tmp_path)
+    shapes = srams(files)
+    sizes = macro_bytes(TINY)
+    found = {shape.depth * shape.width / 8 for shape in shapes}
+    assert set(sizes.values()) <= found, sizes
+    assert shapes[Macro(TINY.psum_rows, 102, 102)] == 16
+    flat = {}
+    for top in ("lnpu_chip", "lnpu_core"):
+        reads = [f'read_verilog -defer "{path}"' for path in files]
+        log = run_yosys(
+            [*reads, f"hierarchy -top {top}", "blackbox *lnpu_sram_1r1w*", "proc", "flatten", "stat -width"]
+        )
+        flat[top] = sum(int(n) * int(bits) for n, bits in re.findall(r"(\d+) +\$s?dffe?_(\d+)\b", log))
+    outside = uncore_flip_flops(TINY, tmp_path)
+    assert outside > 20000 and flat["lnpu_chip"] - TINY.cores * flat["lnpu_core"] == outside
 
 
 def _random_tiles():
@@ -243,7 +267,7 @@ def test_counts_of_a_convolution():
     assert found["mac16"] == 12 * 64 * 8
     assert found["mac8"] == 0
     assert found["dense_read_bits"] == 12 * 64 * 16 * TINY.lanes
-    assert found["psum_write_bits"] == 4 * TINY.lanes * 100  # a row for three visits
+    assert found["psum_write_bits"] == 4 * TINY.lanes * 102  # a row for three visits
     assert found["psum_read_bits"] == 0
     half = count_events(program, {}, Mix(nonzero=0.5, fp8=1.0))
     assert half["mac8"] == pytest.approx(12 * 32 * 8)

@@ -17,10 +17,11 @@ from lnpu.fpga.place_and_route import Clock, Hop, Placed, place_and_route, read_
 from lnpu.fpga.report import lines, write_report
 from lnpu.fpga.run import blocks_of, run, summary
 from lnpu.fpga.scan_chain import ScanChain
-from lnpu.fpga.synthesis import Hierarchy, Netlist, SynthesisError, synthesise
+from lnpu.fpga.synthesis import Hierarchy, Netlist, synthesise
 from lnpu.hdl import Block, Sram
 from lnpu.pe.pe import Pe
 from lnpu.sim.simulator import Simulator
+from lnpu.synth.yosys import SynthesisError
 from verif.tests.test_chip import simulate
 from verif.tests.test_compiler import Twins, batch_of, dynamic_network, random_job
 

@@ -14,10 +14,12 @@ from lnpu.ctrl.counters import COUNTERS
 from lnpu.ctrl.registers import COUNTER_BASE, REGISTERS
 from lnpu.export.headers import command_fields, commands_header, config_header
 from lnpu.export.soc import run_soc
-from lnpu.export.srams import SramShape, srams
+from lnpu.export.srams import srams
 from lnpu.export.step import ExportedStep
 from lnpu.export.systemrdl import system_rdl
 from lnpu.export.write import write_register_views
+from lnpu.synth.macros import Macro
+from lnpu.synth.yosys import run_yosys
 from lnpu.toolchain import RTL, verilator_environment
 from lnpu.vector.vector_memory import BANKS
 from lnpu.verilog import lint, write_verilog
@@ -145,11 +147,10 @@ def test_srams_are_those_of_the_elaborated_design(folder):
     listing = folder / "srams.txt"
     passes = [*reads, "hierarchy -check -top lnpu_chip", "blackbox *lnpu_sram_1r1w*", "flatten",
               f"tee -q -o {listing} select -list lnpu_chip/t:*lnpu_sram_1r1w*"]  # fmt: skip
-    script = "import sys\nfrom pyosys import libyosys as ys\nd = ys.Design()\nfor p in sys.argv[1:]: ys.run_pass(p, d)"
-    subprocess.run([sys.executable, "-c", script, *passes], check=True, capture_output=True)
+    run_yosys(passes)
     found = srams(files)
     assert sum(found.values()) == len(listing.read_text().splitlines())
-    assert found[SramShape(TINY.vmem_rows // BANKS, 32 * TINY.beat, 32 * TINY.beat)] == BANKS
+    assert found[Macro(TINY.vmem_rows // BANKS, 32 * TINY.beat, 32 * TINY.beat)] == BANKS
 
 
 def test_sdc_constrains_every_port(folder, tmp_path):
