@@ -15,7 +15,6 @@ from golden.fgmp import POLICIES, Policy
 from lnpu.bench.cases import SETS
 from lnpu.config import CONFIGS, get_config
 from lnpu.study.names import STUDY_NAMES
-from lnpu.synth.yosys import SynthesisError
 from lnpu.toolchain import ToolError
 
 __all__ = ["main"]
@@ -55,6 +54,35 @@ def _shape(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"must be integers with commas, not {text!r}") from None
 
 
+def _config_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--config", default=default, help=f"configuration: {', '.join(CONFIGS)}")
+
+
+def _data_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", help="CIFAR-10's own files (folder or archive) or an .npz; without: scikit-learn's digits"
+    )
+
+
+def _network_arguments(parser: argparse.ArgumentParser, *, width: int, image: int, batch: int) -> None:
+    """Images, and the ResNet-18 that is trained on them."""
+    _data_argument(parser)
+    parser.add_argument("--width", type=int, default=width, help="channels of the first stage (64 in the paper)")
+    parser.add_argument("--image", type=int, default=image, help="height and width of the images")
+    parser.add_argument("--batch", type=int, default=batch, help="images a step")
+
+
+def _step_arguments(parser: argparse.ArgumentParser, *, config: str, width: int, image: int, batch: int) -> None:
+    """A training step on a simulated chip."""
+    _config_argument(parser, config)
+    _network_arguments(parser, width=width, image=image, batch=batch)
+    parser.add_argument("--stem", default="cifar", choices=("cifar", "imagenet"), help="first layers")
+    parser.add_argument("--formats", default="dynamic", help="dynamic, fgmp, fp16 or fp8")
+    parser.add_argument("--seed", type=int, default=0, help="of parameters and the order of images")
+    parser.add_argument("--rate", type=float, default=0.05, help="learning rate")
+    parser.add_argument("--loss-scale", type=float, default=1024.0, help="factor on the loss gradient")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lnpu", description="LNPU: an open deep-learning training processor")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -65,19 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         help="training steps of ResNet-18 on the simulated chip, compared bit for bit with the golden model",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    train.add_argument("--config", default="tiny", help=f"configuration: {names}")
-    train.add_argument(
-        "--data", help="CIFAR-10's own files (folder or archive) or an .npz; without: scikit-learn's digits"
-    )
-    train.add_argument("--width", type=int, default=8, help="channels of the first stage (64 in the paper)")
-    train.add_argument("--image", type=int, default=8, help="height and width of the images")
-    train.add_argument("--batch", type=int, default=16, help="images a step")
+    _step_arguments(train, config="tiny", width=8, image=8, batch=16)
     train.add_argument("--steps", type=int, default=3, help="training steps")
-    train.add_argument("--stem", default="cifar", choices=("cifar", "imagenet"), help="first layers")
-    train.add_argument("--formats", default="dynamic", help="dynamic, fgmp, fp16 or fp8")
-    train.add_argument("--seed", type=int, default=0, help="of parameters and the order of images")
-    train.add_argument("--rate", type=float, default=0.05, help="learning rate")
-    train.add_argument("--loss-scale", type=float, default=1024.0, help="factor on the loss gradient")
     train.add_argument("--stall", type=float, default=0.0, help="probability of a stall a cycle on every AXI channel")
     train.add_argument(
         "-o", "--output", type=Path, default=Path("build/reports/train_step"), help="folder of the report"
@@ -90,20 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         "model's operands, side by side. Finished operations are kept, so a run that was killed goes on.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    replay.add_argument("--config", default="paper", help=f"configuration: {names}")
+    _step_arguments(replay, config="paper", width=64, image=32, batch=1)
     replay.add_argument("--acc-bits", type=int, help="accumulator width (default: the configuration's)")
-    replay.add_argument(
-        "--data", help="CIFAR-10's own files (folder or archive) or an .npz; without: scikit-learn's digits"
-    )
-    replay.add_argument("--width", type=int, default=64, help="channels of the first stage")
-    replay.add_argument("--image", type=int, default=32, help="height and width of the images")
-    replay.add_argument("--batch", type=int, default=1, help="images a step")
     replay.add_argument("--step", type=int, default=1, help="which step; those before are the golden model's alone")
-    replay.add_argument("--stem", default="cifar", choices=("cifar", "imagenet"), help="first layers")
-    replay.add_argument("--formats", default="dynamic", help="dynamic, fgmp, fp16 or fp8")
-    replay.add_argument("--seed", type=int, default=0, help="of parameters and the order of images")
-    replay.add_argument("--rate", type=float, default=0.05, help="learning rate")
-    replay.add_argument("--loss-scale", type=float, default=1024.0, help="factor on the loss gradient")
     replay.add_argument("--only", metavar="REGEX", help='only where "PROGRAM LAYER PHASE" has a match')
     replay.add_argument("--distinct", action="store_true", help="only one operation of each layer shape and phase")
     replay.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes on this machine")
@@ -118,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     verilog = commands.add_parser(
         "verilog", help="write the chip's Verilog", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    verilog.add_argument("--config", default="tiny", help=f"configuration: {names}")
+    _config_argument(verilog, "tiny")
     verilog.add_argument("-o", "--output", type=Path, help="folder (default: rtl/CONFIG)")
     verilog.add_argument("--lint", action="store_true", help="lint it with Verilator")
     verilog.add_argument("--synthesise", action="store_true", help="check with Yosys that it can be synthesised")
@@ -128,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write the Verilog, and with PeakRDL the C header and HTML of the registers",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    integration.add_argument("--config", default="tiny", help=f"configuration: {names}")
+    _config_argument(integration, "tiny")
     integration.add_argument("-o", "--output", type=Path, help="folder (default: rtl/CONFIG)")
 
     export = commands.add_parser(
@@ -142,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for parser_of_step in (export, soc):
-        parser_of_step.add_argument("--config", default="tiny", help=f"configuration: {names}")
+        _config_argument(parser_of_step, "tiny")
         parser_of_step.add_argument("--batch", type=int, default=4, help="images in the step")
         parser_of_step.add_argument("--seed", type=int, default=0, help="of images and initial weights")
         parser_of_step.add_argument("-o", "--output", type=Path, default=Path("build/soc"), help="folder")
@@ -155,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     op.add_argument("operation", choices=_OPERATIONS)
-    op.add_argument("--config", default="tiny", help=f"configuration: {names}")
+    _config_argument(op, "tiny")
     for name in ("x", "w", "dy"):
         op.add_argument(f"--{name}", type=Path, help=f"operand {name} (.npy)")
         op.add_argument(
@@ -181,9 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains ResNet-18 in several formats and seeds. Finished runs are kept, killed ones resume.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    study.add_argument(
-        "--data", help="CIFAR-10's own files (folder or archive) or an .npz; without: scikit-learn's digits"
-    )
+    _data_argument(study)
     study.add_argument("--formats", nargs="+", default=STUDY_NAMES, choices=STUDY_NAMES, help="formats to train in")
     study.add_argument("--seeds", type=int, default=3, help="runs in each format")
     study.add_argument("--width", type=int, default=16, help="channels of the first stage (64 in the paper)")
@@ -241,15 +245,10 @@ def _parser() -> argparse.ArgumentParser:
         "energy of a training step of ResNet-18 together. What is finished is kept in the folder.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    energy.add_argument("--config", default="paper", help=f"configuration: {names}")
+    _config_argument(energy, "paper")
     energy.add_argument("--liberty", type=Path, help="cell library, .lib or .lib.gz (default: osu018)")
     energy.add_argument("--nm", type=float, help="feature size of the library's technology (default: by its name)")
-    energy.add_argument(
-        "--data", help="CIFAR-10's own files (folder or archive) or an .npz; without: scikit-learn's digits"
-    )
-    energy.add_argument("--width", type=int, default=64, help="channels of the first stage")
-    energy.add_argument("--image", type=int, default=32, help="height and width of the images")
-    energy.add_argument("--batch", type=int, default=16, help="images a step")
+    _network_arguments(energy, width=64, image=32, batch=16)
     energy.add_argument("--warm-up", type=int, default=16, help="steps of the golden model before it")
     energy.add_argument("--folder", type=Path, default=Path("build/energy"), help="netlists, simulations, results")
     energy.add_argument("--json", type=Path, metavar="FILE", help="results (default: build/energy/LIBRARY.json)")
@@ -276,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         "how fast it is. Exit status 1 if a clock is slower than the frequency.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    fpga.add_argument("--config", default="edge", help=f"configuration: {names}")
+    _config_argument(fpga, "edge")
     fpga.add_argument("--block", default="chip", help="a block alone, as core, load or vector")
     fpga.add_argument("--device", default="85k", help="25k, 45k or 85k")
     fpga.add_argument("--package", default="CABGA756", help="package of the device")
@@ -729,7 +728,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }[arguments.command]
     try:
         return run(arguments)
-    except (ValueError, TypeError, MemoryError, OSError, ToolError, SynthesisError) as error:
+    except (ValueError, TypeError, MemoryError, OSError, ToolError) as error:
         print(f"lnpu {arguments.command}: {error}", file=sys.stderr)
         return 2
 

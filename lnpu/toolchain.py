@@ -14,7 +14,7 @@ _PACKAGES = {"g++": "g++", "make": "make", "perl": "perl"}
 
 
 class ToolError(RuntimeError):
-    """A program that the flow needs is missing."""
+    """A program that the flow needs is missing, or has failed."""
 
 
 def check_system_tools() -> None:

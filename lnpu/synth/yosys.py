@@ -15,7 +15,7 @@ _SCRIPT = "import sys\nfrom pyosys import libyosys as ys\nd = ys.Design()\nfor p
 ys.run_pass(p, d)"
 
 
-class SynthesisError(RuntimeError):
+class SynthesisError(ToolError):
     """Yosys failed on a design; the message ends with the end of its log."""
 
 
