@@ -15,13 +15,10 @@ state, so after any number of cycles the value is the sum of all products since 
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
-from amaranth.lib import data
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In
 
-from lnpu.formats import PSUM_WORD, psum_layout
-from lnpu.hdl import Block, place
-from lnpu.pe.pe import Pe
-from verif.formal.pe_flags import ACC_BITS, is_e4m3
+from lnpu.formats import PSUM_WORD
+from verif.formal.pe_harness import ACC_BITS, PeHarness, is_e4m3
 from verif.formal.proof import Fault, Proof
 
 __all__ = ["PROOFS"]
@@ -36,32 +33,7 @@ _POWERS = {"high": 7 - 2, "low": -2}
 """A part product counts times 2 to the sum of its exponents and this; 2^-48 is the LSB."""
 
 
-class _Inputs(Block):
-    """A PE whose inputs are free, with further inputs of the harness."""
-
-    def __init__(self, **more) -> None:
-        super().__init__(
-            {
-                "enable": In(2),
-                "pair": In(1),
-                "a": In(data.ArrayLayout(16, 2)),
-                "b": In(data.ArrayLayout(16, 2)),
-                "load": In(1),
-                "psum": In(psum_layout(ACC_BITS)),
-                "assume": Out(1),
-                "hold": Out(1),
-                **more,
-            }
-        )
-
-    def _place(self, m):
-        pe = place(m, "dut", Pe(acc_bits=ACC_BITS))
-        m.d.comb += [getattr(pe, name).eq(getattr(self, name)) for name in ("enable", "pair", "a", "b", "load")]
-        m.d.comb += pe.psum_i.eq(self.psum)
-        return pe
-
-
-class Products(_Inputs):
+class Products(PeHarness):
     """Lemma 1: the registers behind the multipliers."""
 
     def __init__(self) -> None:
@@ -74,7 +46,7 @@ class Products(_Inputs):
 
     def elaborate(self, platform):
         m = Module()
-        self._place(m)
+        self.place_pe(m)
         pair = self.pair
         first, second = (self.a[0], self.b[0]), (self.a[1], self.b[1])
         word = {"high": first, "low": [Mux(pair, y, x) for x, y in zip(first, second, strict=True)]}
@@ -111,7 +83,7 @@ class Products(_Inputs):
         return m
 
 
-class Terms(_Inputs):
+class Terms(PeHarness):
     """Lemma 2: the shifters."""
 
     def __init__(self, *, part: str) -> None:
@@ -125,7 +97,7 @@ class Terms(_Inputs):
 
     def elaborate(self, platform):
         m = Module()
-        self._place(m)
+        self.place_pe(m)
         product, power = self.peek_product, _POWERS[self.part]
         exact = Signal(signed(TOP + 1))
         shifted = product << self.peek_shift
@@ -137,7 +109,7 @@ class Terms(_Inputs):
         return m
 
 
-class Addition(_Inputs):
+class Addition(PeHarness):
     """Lemma 3: the adders, from any terms."""
 
     def __init__(self) -> None:
@@ -149,7 +121,7 @@ class Addition(_Inputs):
 
     def elaborate(self, platform):
         m = Module()
-        pe = self._place(m)
+        pe = self.place_pe(m)
         total = Mux(self.peek_restart, _value(self.psum), _value(pe.psum_o))
         for part in _WIDTHS:
             sign = getattr(self, f"peek_product_{part}")[-1]

@@ -4,52 +4,29 @@ Of any operands; of a pair, those of a[0] and a[1] that are enabled are E4M3 val
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import data
-from amaranth.lib.wiring import In, Out
 
-from lnpu.formats import psum_layout
-from lnpu.hdl import Block, place
-from lnpu.pe.pe import Pe
+from verif.formal.pe_harness import PeHarness, is_e4m3
 from verif.formal.proof import Fault, Proof
 
-__all__ = ["ACC_BITS", "PROOFS", "is_e4m3"]
-
-ACC_BITS = 97
+__all__ = ["PROOFS"]
 
 
-class Flags(Block):
-    """Compares a PE's flags with their definition."""
+class Flags(PeHarness):
+    """Compares a PE's flags with their definition, of FP16 elements or of pairs of FP8 elements."""
 
     def __init__(self, *, pair: bool) -> None:
-        self.pair = pair
-        super().__init__(
-            {
-                "enable": In(2),
-                "a": In(data.ArrayLayout(16, 2)),
-                "b": In(data.ArrayLayout(16, 2)),
-                "load": In(1),
-                "psum": In(psum_layout(ACC_BITS)),
-                "assume": Out(1),
-                "hold": Out(1),
-            }
-        )
+        self.of_pairs = pair
+        super().__init__()
 
     def elaborate(self, platform):
         m = Module()
-        pe = place(m, "dut", Pe(acc_bits=ACC_BITS))
-        m.d.comb += [
-            pe.enable.eq(self.enable),
-            pe.pair.eq(self.pair),
-            pe.load.eq(self.load),
-            pe.psum_i.eq(self.psum),
-        ]
+        pe = self.place_pe(m)
         new = 0
         promises = []
         for k in range(2):
-            m.d.comb += [pe.a[k].eq(self.a[k]), pe.b[k].eq(self.b[k])]
-            if self.pair or not k:
+            if self.of_pairs or not k:
                 new |= Mux(self.enable[k], _flags(self.a[k], self.b[k]), 0)
-            if self.pair:
+            if self.of_pairs:
                 promises.append(~self.enable[k] | is_e4m3(self.a[k]))
         load, products, flags = Signal(), Signal(3), Signal(3)
         m.d.sync += [
@@ -57,14 +34,11 @@ class Flags(Block):
             products.eq(new),
             flags.eq(Mux(load, _of(self.psum), _of(pe.psum_o)) | products),
         ]
-        m.d.comb += [self.assume.eq(Cat(1, *promises).all()), self.hold.eq(_of(pe.psum_o) == flags)]
+        m.d.comb += [
+            self.assume.eq(Cat(self.pair == self.of_pairs, *promises).all()),
+            self.hold.eq(_of(pe.psum_o) == flags),
+        ]
         return m
-
-
-def is_e4m3(word):
-    """Whether an FP16 pattern is an E4M3 value: zero, or normal of its range with four significant bits."""
-    exponent = word[10:15]
-    return (word[:15] == 0) | ((word[:7] == 0) & (exponent >= 6) & (exponent <= 23))
 
 
 def _of(psum):
