@@ -1,13 +1,18 @@
-"""Results of long computations in JSON files, a file a job: finished jobs are not computed again."""
+"""Results of long computations in JSON files, a file a job: finished jobs are not computed again.
 
+Files that several processes may write are written whole, or under a lock.
+"""
+
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Named", "read_result", "result_path", "write_json", "write_whole"]
+__all__ = ["Named", "lock", "read_result", "result_path", "write_json", "write_whole"]
 
 
 class Named(Protocol):
@@ -31,6 +36,15 @@ def read_result(directory: Path, job: Named) -> dict[str, Any] | None:
     """The result of a job, or None if it has not finished."""
     path = result_path(directory, job)
     return json.loads(path.read_text()) if path.exists() else None
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Let one process at a time work on `path`; its folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

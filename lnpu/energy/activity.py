@@ -4,6 +4,7 @@ import hashlib
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ class GateSimulation:
         digest = hashlib.sha256(text.encode() + _HARNESS.read_bytes())
         for path in gates.sources:
             digest.update(path.read_bytes())
-        self._folder = folder / f"{gates.top}-{digest.hexdigest()[:12]}"
+        self._folder = folder.resolve() / f"{gates.top}-{digest.hexdigest()[:12]}"
         self._program = self._folder / "obj" / "Vbench"
         if not self._program.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -118,19 +119,21 @@ class GateSimulation:
             Bits [cycle, bit] of every output, as they are before the cycle's rising edge.
         """
         cycles = len(stimulus.bits)
-        (self._folder / "stimulus").write_bytes(stimulus.words().tobytes())
-        subprocess.run(
-            ["./obj/Vbench", "stimulus", "response", "toggles.saif", "initial.saif", str(first), str(cycles)],
-            cwd=self._folder,
-            check=True,
-            capture_output=True,
-        )
-        record = np.fromfile(self._folder / "response", np.uint8).reshape(cycles, -1)
+        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:  # several processes may simulate
+            place = Path(scratch)
+            (place / "stimulus").write_bytes(stimulus.words().tobytes())
+            subprocess.run(
+                [self._program, "stimulus", "response", "toggles.saif", "initial.saif", str(first), str(cycles)],
+                cwd=place,
+                check=True,
+                capture_output=True,
+            )
+            record = np.fromfile(place / "response", np.uint8).reshape(cycles, -1)
+            toggles, initial = (read_saif((place / f"{name}.saif").read_text()) for name in ("toggles", "initial"))
         bits = np.unpackbits(record, axis=1, bitorder="little")
         found, at = {}, 0
         for name, nets in self.gates.outputs.items():
             found[name] = bits[:, at : at + len(nets)]
             at += len(nets)
-        toggles, initial = (read_saif((self._folder / f"{name}.saif").read_text()) for name in ("toggles", "initial"))
         toggles = {net: count - initial.get(net, 0) for net, count in toggles.items()}
         return Activity(toggles, cycles - first), found

@@ -29,6 +29,7 @@ from lnpu.fgmp.encoder import Encoder, block_place
 from lnpu.hdl import Block
 from lnpu.interfaces import buffer_write
 from lnpu.pe.pe import Pe
+from lnpu.results import lock
 from lnpu.synth.liberty import Liberty
 from lnpu.synth.netlist import PLAIN, Netlist, cell_models, synthesise, synthesise_blocks
 
@@ -55,6 +56,11 @@ class Bench:
     @classmethod
     def of(cls, block: Block, liberty: Liberty, folder: Path, *, parts: bool = False) -> "Bench":
         """Synthesise a block and build its simulation; with `parts` energies are told apart by the blocks in it."""
+        with lock(folder / "bench"):
+            return cls._made(block, liberty, folder, parts)
+
+    @classmethod
+    def _made(cls, block: Block, liberty: Liberty, folder: Path, parts: bool) -> "Bench":
         synth = folder / "synth"
         models = cell_models(liberty, synth)
         netlists: Netlist | Mapping[str, Netlist]

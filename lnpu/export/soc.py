@@ -11,7 +11,7 @@ from pathlib import Path
 from lnpu.config import ChipConfig
 from lnpu.export.step import ExportedStep
 from lnpu.export.write import write_register_views
-from lnpu.sim.build import lock
+from lnpu.results import lock
 from lnpu.toolchain import RTL, ToolError, verilator_environment
 from lnpu.verilog import write_verilog
 

@@ -6,7 +6,6 @@ sources that `lnpu.chip` imports.
 """
 
 import ast
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -15,16 +14,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from lnpu.config import ChipConfig
 from lnpu.hdl import Block, emit_verilog
-from lnpu.toolchain import RTL, verilator_environment
+from lnpu.results import lock
+from lnpu.toolchain import RTL, ToolError, verilator_environment
 
-__all__ = ["BUILD", "BuildError", "add_sources", "build", "imported_sources", "lock"]
+__all__ = ["BUILD", "BuildError", "add_sources", "build", "imported_sources"]
 
 BUILD = Path(__file__).resolve().parent.parent.parent / "build" / "sim"
 """Where builds are kept."""
@@ -43,7 +41,7 @@ _LIBRARY = "liblnpu.so"
 _LOG_LINES = 40
 
 
-class BuildError(RuntimeError):
+class BuildError(ToolError):
     """Verilator or the C++ compiler failed; the message ends with the end of the log."""
 
 
@@ -123,14 +121,6 @@ def _compile(work: Path, flags: list[str], sources: list[Path]) -> None:
     if result.returncode or not (work / "obj" / _LIBRARY).exists():
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
         raise BuildError(f"build of the simulation failed ({result.returncode}), log {log} ends:\n{tail}")
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Let one process at a time work on `path`."""
-    with path.with_name(f"{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _version(package: str) -> str:

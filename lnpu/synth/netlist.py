@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lnpu.hdl import Block, emit_verilog
-from lnpu.results import write_json
+from lnpu.results import lock, write_json
 from lnpu.synth.fanout import limit_fanout
 from lnpu.synth.liberty import Liberty
 from lnpu.synth.macros import Macro, name_macros
@@ -130,8 +130,9 @@ def synthesise(block: Block, liberty: Liberty, folder: Path, *, flow: Flow = BUF
     ToolError
         If pyosys is not installed.
     """
-    texts = _emit(block, folder)
-    return _map(block.module_name, list(texts.values()), [], liberty, folder / "flat", flow)
+    with lock(folder / "synthesis"):
+        texts = _emit(block, folder)
+        return _map(block.module_name, list(texts.values()), [], liberty, folder / "flat", flow)
 
 
 def synthesise_blocks(
@@ -158,15 +159,16 @@ def synthesise_blocks(
     dict of str to Netlist
         By module, top first. How often a block is used: the product of `children` on the way from the top.
     """
-    texts = _emit(top, folder)
     result = {}
-    for number, (name, text) in enumerate(texts.items()):
-        if progress is not None:
-            progress(name, number, len(texts))
-        placed = [
-            child for child in texts if child != name and re.search(rf"^\s+{child} \\?\S+ \(", text, re.MULTILINE)
-        ]
-        result[name] = _map(name, [text], [_stub(texts[child], child) for child in placed], liberty, folder, flow)
+    with lock(folder / "synthesis"):
+        texts = _emit(top, folder)
+        for number, (name, text) in enumerate(texts.items()):
+            if progress is not None:
+                progress(name, number, len(texts))
+            placed = [
+                child for child in texts if child != name and re.search(rf"^\s+{child} \\?\S+ \(", text, re.MULTILINE)
+            ]
+            result[name] = _map(name, [text], [_stub(texts[child], child) for child in placed], liberty, folder, flow)
     return result
 
 
@@ -176,21 +178,22 @@ def cell_models(liberty: Liberty, folder: Path) -> Path:
     What a netlist needs to be simulated (with Verilator too) or to be compared with the RTL. Made once in `folder`.
     """
     path = folder / f"{liberty.name}-{liberty.digest[:8]}_cells.v"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        plain = liberty.plain(folder)
-        part = f"{path.name}.part"
-        run_yosys(
-            [
-                f"read_liberty -ignore_miss_func -ignore_miss_dir -ignore_miss_data_latch -ignore_buses {plain.name}",
-                "delete A:blackbox",
-                "proc",
-                "opt",
-                f"write_verilog -noattr {part}",
-            ],
-            folder,
-        )
-        (folder / part).replace(path)
+    with lock(path):
+        if not path.exists():
+            plain = liberty.plain(folder)
+            part = f"{path.name}.part"
+            run_yosys(
+                [
+                    "read_liberty -ignore_miss_func -ignore_miss_dir -ignore_miss_data_latch -ignore_buses "
+                    f"{plain.name}",
+                    "delete A:blackbox",
+                    "proc",
+                    "opt",
+                    f"write_verilog -noattr {part}",
+                ],
+                folder,
+            )
+            (folder / part).replace(path)
     return path
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,26 @@ def test_pe_adds_exactly():
     bits = outputs["psum_o"][-1][:97].astype(object)
     value = sum(int(bit) << place for place, bit in enumerate(bits)) - (int(bits[96]) << 97)
     assert value == int(a @ b) << 48
+
+
+@needs_library
+def test_simulations_at_a_time():
+    """Benches made and run side by side, as tests and workers do, do not meet in their files."""
+    random = np.random.default_rng(3)
+    values = [random.integers(-50, 51, (2, 200)) for _ in range(8)]
+
+    def total(ab):
+        bench = pe_bench(read_liberty(), BUILD)
+        stimulus = bench.stimulus(204)
+        stimulus.set("enable", 1, slice(0, 200))
+        stimulus.set("load", 1, slice(0, 1))
+        for port, one in zip("ab", ab, strict=True):
+            stimulus.set(port, one.astype(np.float16).view(np.uint16), slice(0, 200))
+        bits = bench.run(stimulus, 1)[1]["psum_o"][-1][:97]
+        return sum(int(bit) << place for place, bit in enumerate(bits)) - (int(bits[96]) << 97)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(total, values)) == [int(a @ b) << 48 for a, b in values]
 
 
 @needs_library
