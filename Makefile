@@ -65,24 +65,10 @@ $(VENV)/.setup-test: pyproject.toml $(VENV)/.setup
 	    { echo "cocotb needs Python's shared library: run \`apt-get install libpython3-dev\`" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.setup-integration: pyproject.toml $(VENV)/.setup
-	@echo 'installing PeakRDL and FuseSoC into $(VENV)'
-	@$(PIP) --editable '.[integration]'
-	@touch $@
-
-$(VENV)/.setup-study: pyproject.toml $(VENV)/.setup
-	@echo 'installing PyTorch and Dask into $(VENV) (TORCH=0 leaves them out of the tests)'
-	@$(PIP) --editable '.[study]'
-	@touch $@
-
-$(VENV)/.setup-synth: pyproject.toml $(VENV)/.setup
-	@echo 'installing Yosys into $(VENV)'
-	@$(PIP) --editable '.[synth]'
-	@touch $@
-
-$(VENV)/.setup-fpga: pyproject.toml $(VENV)/.setup
-	@echo 'installing Yosys and nextpnr into $(VENV)'
-	@$(PIP) --editable '.[fpga]'
+EXTRAS := integration study synth fpga
+$(EXTRAS:%=$(VENV)/.setup-%): $(VENV)/.setup-%: pyproject.toml $(VENV)/.setup
+	@echo 'installing what `setup-$*` adds into $(VENV)'
+	@$(PIP) --editable '.[$*]'
 	@touch $@
 
 option = $(if $($(1)),--$(2) '$($(1))')
