@@ -28,7 +28,6 @@ from lnpu.compiler.graph import ConvStage, GroupStage, LinearStage, PoolStage, r
 from lnpu.compiler.layers import Optimiser
 from lnpu.compiler.policies import TARGETS, get_formats
 from lnpu.compiler.tensor import Tensor
-from lnpu.compiler.traffic import predict_traffic
 from lnpu.compiler.training import TrainingStep
 from lnpu.config import BLOCK, get_config
 from lnpu.datasets import load_images, normalise
@@ -124,24 +123,16 @@ def account(step: TrainingStep, before: dict[str, Any], tensors: dict[str, Any])
     """
     tables = Tables(step)
     tables.write(before)
-    old = dict(tables.lengths)
-    tables.write(tensors)
-    new = tables.lengths
-    weights = {weight.weight.table for weight in step.weights.values()}
     kinds: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     plain_bits: dict[str, int] = defaultdict(int)
     preactivations = {stage.name for stage in step.stages if isinstance(stage, ConvStage)}
-    for program in (step.forward, step.backward, step.update):
-        reads = new | {table: old[table] for table in weights}
-        traffic = predict_traffic(program, reads, new)
+    for program, traffic in tables.traffic(tensors):
         for kind in TensorKind:
             entry = kinds[kind.name.lower()]
             entry["read"] += traffic.read[kind]
             entry["write"] += traffic.write[kind]
-            plain = traffic.plain_read[kind] + traffic.plain_write[kind]
-            if kind in (TensorKind.PROGRAM, TensorKind.OTHER):
-                plain = traffic.read[kind] + traffic.write[kind]
+            plain = traffic.plain(kind)
             entry["plain"] += plain
             if kind not in (TensorKind.ACTIVATION, TensorKind.ERROR, TensorKind.WEIGHT, TensorKind.GRADIENT):
                 plain_bits[kind.name.lower()] += plain

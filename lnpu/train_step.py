@@ -15,8 +15,9 @@ from golden.fgmp import CODE_FP8, CODE_FP16, CODE_ZERO, Quantised
 from lnpu.compiler.graph import resnet18
 from lnpu.compiler.layers import Optimiser
 from lnpu.compiler.policies import TARGETS, get_formats
+from lnpu.compiler.program import Program
 from lnpu.compiler.tensor import RawTensor, Tensor
-from lnpu.compiler.traffic import predict_traffic
+from lnpu.compiler.traffic import Traffic, predict_traffic
 from lnpu.compiler.training import TrainingStep
 from lnpu.config import ChipConfig, get_config
 from lnpu.datasets import load_images, normalise
@@ -252,16 +253,21 @@ class Tables:
             if isinstance(tensor, Tensor):
                 self.lengths[tensor.table] = block_lengths(tensor, value, self.step.config.beat)
 
-    def predict(self, tensors: dict[str, Any]) -> dict[str, int]:
-        """Bits of a step that leaves these tensors, by the names of the counters."""
+    def traffic(self, tensors: dict[str, Any]) -> list[tuple[Program, Traffic]]:
+        """What each program of a step moves that leaves these tensors; weights are read as they were before."""
         weights = [weight.weight.table for weight in self.step.weights.values()]
         before = dict(self.lengths)
         self.write(tensors)
         after = self.lengths
         reads = after | {table: before[table] for table in weights}
+        programs = (self.step.forward, self.step.backward, self.step.update)
+        return [(program, predict_traffic(program, reads, after)) for program in programs]
+
+    def predict(self, tensors: dict[str, Any]) -> dict[str, int]:
+        """Bits of a step that leaves these tensors, by the names of the counters."""
         total: dict[str, int] = defaultdict(int)
-        for program in (self.step.forward, self.step.backward, self.step.update):
-            for name, bits in predict_traffic(program, reads, after).counters().items():
+        for _, traffic in self.traffic(tensors):
+            for name, bits in traffic.counters().items():
                 total[name] += bits
         return total
 

@@ -42,6 +42,12 @@ class Traffic:
             for kind, bits in getattr(self, name).items()
         }
 
+    def plain(self, kind: TensorKind) -> int:
+        """Bits of a kind in plain form, both ways; programs and what has no kind stay as they are."""
+        if kind in (TensorKind.PROGRAM, TensorKind.OTHER):
+            return self.read[kind] + self.write[kind]
+        return self.plain_read[kind] + self.plain_write[kind]
+
     def count(self, table: int, blocks: NDArray[np.int64], size: int) -> None:
         """Note the transfer of these blocks of a tensor of `size` blocks."""
         if table not in self.blocks:

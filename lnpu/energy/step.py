@@ -17,7 +17,6 @@ from golden.fgmp import CODE_FP8, CODE_ZERO
 from lnpu.compiler.cycles import Mix, predict_cycles
 from lnpu.compiler.program import Program
 from lnpu.compiler.tensor import Tensor
-from lnpu.compiler.traffic import predict_traffic
 from lnpu.compiler.training import TrainingStep
 from lnpu.config import ChipConfig
 from lnpu.datasets import load_images, normalise
@@ -103,18 +102,10 @@ def _traffic(step: TrainingStep, before: dict[str, Any], tensors: dict[str, Any]
     """Bits on the bus: as the chip does it, to the bit, and with all tensors in plain FP16."""
     tables = Tables(step)
     tables.write(before)
-    old = dict(tables.lengths)
-    tables.write(tensors)
-    new = tables.lengths
-    weights = {weight.weight.table for weight in step.weights.values()}
     encoded = raw = 0
-    for program in _programs(step):
-        traffic = predict_traffic(program, new | {table: old[table] for table in weights}, new)
-        for kind in TensorKind:
-            bus = traffic.read[kind] + traffic.write[kind]
-            encoded += bus
-            same = kind in (TensorKind.PROGRAM, TensorKind.OTHER)
-            raw += bus if same else traffic.plain_read[kind] + traffic.plain_write[kind]
+    for _, traffic in tables.traffic(tensors):
+        encoded += sum(traffic.read[kind] + traffic.write[kind] for kind in TensorKind)
+        raw += sum(traffic.plain(kind) for kind in TensorKind)
     return encoded, raw
 
 
