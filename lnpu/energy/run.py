@@ -93,7 +93,7 @@ def run(
     progress(f"flip-flops of {config.name} outside the cores")
     outside = _kept(
         folder / f"registers-{config.name}.json",
-        f"{config} {_sources('lnpu.chip')}",
+        f"{config} {_sources('lnpu.energy.registers')}",
         lambda: uncore_flip_flops(config, folder),
     )
     progress(f"a training step of {settings.batch} images on {config.name}")

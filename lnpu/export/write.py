@@ -64,8 +64,8 @@ def write_register_views(directory: Path) -> list[Path]:
     if importlib.util.find_spec("peakrdl") is None:
         raise ToolError("PeakRDL is missing: run `pip install 'lnpu[integration]'` or `make setup-integration`")
     header, html = directory / "lnpu_registers.h", directory / "registers"
-    for exporter, output in (("c-header", header), ("html", html)):
-        command = [sys.executable, "-m", "peakrdl", exporter, str(directory / "lnpu.rdl"), "-o", str(output)]
+    for exporter, output, *options in (("c-header", header), ("html", html, "--title", "LNPU")):
+        command = [sys.executable, "-m", "peakrdl", exporter, str(directory / "lnpu.rdl"), "-o", str(output), *options]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise ToolError(f"PeakRDL {exporter} failed:\n{(result.stdout + result.stderr).strip()}")
