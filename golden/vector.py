@@ -180,8 +180,19 @@ _OPERATIONS: dict[str, tuple[Any, int]] = {
 }
 
 
-def vector_op(name: str, a: ArrayLike, b: ArrayLike = 0.0, c: ArrayLike = 0.0) -> F32:
+def rectified(x: ArrayLike) -> F32:
+    """+0 for what is below zero and for -0; NaNs bit for bit (the flag `rectify` of a command)."""
+    x = _f32("x", x)
+    return np.where(np.signbit(x) & ~np.isnan(x), _ZERO, x)
+
+
+def vector_op(name: str, a: ArrayLike, b: ArrayLike = 0.0, c: ArrayLike = 0.0, *, rectify: bool = False) -> F32:
     """The elementwise operation of that name in the command set, on float32 arrays that broadcast.
+
+    Parameters
+    ----------
+    rectify : bool
+        Whether the result is `rectified`.
 
     Raises
     ------
@@ -193,7 +204,8 @@ def vector_op(name: str, a: ArrayLike, b: ArrayLike = 0.0, c: ArrayLike = 0.0) -
     if name not in _OPERATIONS:
         raise ValueError(f"name must be one of {', '.join(_OPERATIONS)}, not {name!r}")
     function, operands = _OPERATIONS[name]
-    return function(*(a, b, c)[:operands])
+    result = function(*(a, b, c)[:operands])
+    return rectified(result) if rectify else result
 
 
 # Batch normalisation over the axes 0, 2, 3 of NCHW, or 0 of NC
@@ -344,7 +356,7 @@ def running_statistics(
 @dataclass(frozen=True, eq=False)
 class BatchNormGradients:
     """Gradients of batch normalisation: `dy` [N, C, ...], `dgamma` and `dbeta` [C], and the coefficients of
-    dy = ((a * dz) + (b * y)) + c (float32)."""
+    dy = (a * dz) + ((b * y) + c) (float32)."""
 
     dy: F32
     dgamma: F32
@@ -354,32 +366,38 @@ class BatchNormGradients:
     c: F32
 
 
-def batch_norm_backward(dz: Quantised, y: Quantised, statistics: BatchNormStatistics) -> BatchNormGradients:
+def batch_norm_backward(
+    dz: Quantised, y: Quantised, statistics: BatchNormStatistics, *, stored: "Quantised | None" = None
+) -> BatchNormGradients:
     """Gradients of batch normalisation in training.
 
     Steps: S1 = RNE32(sum dz) and S2 = RNE32(sum dz y), both exact sums; ms = mean * S1; d = S2 - ms;
     dgamma = d * invstd; dbeta = S1; A = a; g1 = dgamma * inv_n; g2 = S1 * inv_n; p = A * invstd; B = 0 - (p * g1);
-    r = A * g2; s = B * mean; C = 0 - (r + s); dy = ((A * dz) + (B * y)) + C.
+    r = A * g2; s = B * mean; C = 0 - (r + s); dy = (A * dz) + ((B * y) + C), with dz as stored.
 
     Parameters
     ----------
     dz : Quantised
-        Gradient of the output, [N, C, ...].
+        Gradient of the output, [N, C, ...], before its FGMP: what the sums are taken of.
     y : Quantised
         Input of the normalisation, as of `batch_norm_statistics`.
     statistics : BatchNormStatistics
         Of the forward pass.
+    stored : Quantised or None
+        The gradient after its FGMP; None: dz.
 
     Raises
     ------
     TypeError
-        If dz or y is not Quantised.
+        If dz, y or stored is not Quantised.
     ValueError
         If their shapes differ.
     """
     dz, y = _quantised("dz", dz), _quantised("y", y)
-    if dz.shape != y.shape:
-        raise ValueError(f"dz must have shape {y.shape}, that of y, not {dz.shape!r}")
+    stored = dz if stored is None else _quantised("stored", stored)
+    for name, part in (("dz", dz), ("stored", stored)):
+        if part.shape != y.shape:
+            raise ValueError(f"{name} must have shape {y.shape}, that of y, not {part.shape!r}")
     known = statistics
     s1, s2 = _sum(dz), _sum(dz, y)
     dgamma = mul(sub(s2, mul(known.mean, s1)), known.invstd)
@@ -387,7 +405,7 @@ def batch_norm_backward(dz: Quantised, y: Quantised, statistics: BatchNormStatis
     b = sub(_ZERO, mul(mul(known.a, known.invstd), g1))
     c = sub(_ZERO, add(mul(known.a, g2), mul(b, known.mean)))
     at = {name: _channels(value, y.shape, name) for name, value in (("a", known.a), ("b", b), ("c", c))}
-    dy = add(add(mul(at["a"], dz.values()), mul(at["b"], y.values())), at["c"])
+    dy = muladd(at["a"], stored.values(), muladd(at["b"], y.values(), at["c"]))
     return BatchNormGradients(dy, dgamma, s1, known.a, b, c)
 
 

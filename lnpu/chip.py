@@ -131,7 +131,7 @@ class Chip(Block):
 
         # Vector memory.
         wiring.connect(m, load.vmem, vmem.write_load)
-        m.d.comb += load_dense.vmem.ready.eq(1)  # it has no commands for it
+        wiring.connect(m, load_dense.vmem, vmem.write_load_dense)
         wiring.connect(m, drain.write, vmem.write_drain)
         wiring.connect(m, vector.write, vmem.write_vector)
         wiring.connect(m, store.read, vmem.read_store)

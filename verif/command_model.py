@@ -13,6 +13,7 @@ from golden.exact import ExactSum, exact_matmul, round_sum
 from golden.fgmp import CODE_PADDING, Policy, quantize, to_fp16
 from golden.formats import FP16, canonical_fp32, decode
 from golden.memory import decode_slots, encode_slots
+from golden.vector import rectified
 from lnpu.config import BLOCK, ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Target, VectorOp
 
@@ -114,10 +115,10 @@ class CommandModel:
                 first += f["channel"] * beat
                 bits, codes = (part[first : first + width] for part in blocks[block])
             else:
-                bits = np.full(width, f["fill"] if f["target"] == Target.VMEM.value else 0, np.uint16)
+                bits = np.full(width, f["fill"] if f["target"] & Target.VMEM.value else 0, np.uint16)
                 codes = np.full(width, CODE_PADDING, np.uint8)
             row = f["dest"] + n * f["dest_n"] + i * f["dest_i"] + j * f["dest_j"]
-            if f["target"] == Target.VMEM.value:
+            if f["target"] & Target.VMEM.value:
                 values = canonical_fp32((decode(FP16, bits) * 2.0 ** f["scale"]).astype(np.float32))
                 self.vmem[row : row + f["channel_beats"]] = values.reshape(-1, beat)
                 continue
@@ -257,8 +258,10 @@ class CommandModel:
             return
         if op is VectorOp.SUM_OUT:
             rows = self.sums[f["sum"] : f["sum"] + f["outer"]]
-            result = round_sum(rows, f["a_shift"] + f["b_shift"], "fp32")
-            self.vmem[f["dst"] + np.arange(f["outer"]) * f["dst_outer"]] = canonical_fp32(result)
+            result = canonical_fp32(round_sum(rows, f["a_shift"] + f["b_shift"], "fp32"))
+            if f["rectify"]:
+                result = rectified(result)
+            self.vmem[f["dst"] + np.arange(f["outer"]) * f["dst_outer"]] = result
             return
         a, b, c = (self._operand(f, name) for name in "abc")
         with np.errstate(all="ignore"):
@@ -278,5 +281,6 @@ class CommandModel:
                 VectorOp.SQRT: lambda: np.sqrt(a),
                 VectorOp.GREATER_EQUAL: lambda: (a >= b).astype(np.float32),
             }[op]()
-        rows = self._rows(f, "dst")
-        self.vmem[rows] = result if op is VectorOp.COPY else canonical_fp32(result.astype(np.float32))
+        if op is not VectorOp.COPY:
+            result = canonical_fp32(result.astype(np.float32))
+        self.vmem[self._rows(f, "dst")] = rectified(result) if f["rectify"] else result

@@ -44,7 +44,7 @@ UNIT_OF = {
 
 def unit_of(command: Command) -> Unit | None:
     """Where a command goes."""
-    if command.opcode is Opcode.LOAD and command.fields.get("target") == Target.DENSE.value:
+    if command.opcode is Opcode.LOAD and command.fields.get("target", 0) & 1:
         return Unit.LOAD_DENSE
     return UNIT_OF.get(command.opcode)
 

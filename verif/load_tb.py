@@ -17,7 +17,7 @@ from verif.decoder_tb import FP8, FP8_TO_FP16, PADDING, ZERO, decode_block, enco
 from verif.runner import parameters, rng
 
 CLOCK = 10  # ns
-SPARSE, DENSE, VMEM = (target.value for target in (Target.SPARSE, Target.DENSE, Target.VMEM))
+SPARSE, DENSE, VMEM, VMEM_DENSE = (target.value for target in Target)
 
 
 def single(pattern: int, scale: int) -> int:
@@ -281,8 +281,8 @@ class Bench:
                             some = elements[(position + b) * beat : (position + b + 1) * beat]
                             bits += 16 * beat
                         else:
-                            some = [(f["fill"] if f["target"] == VMEM else 0, PADDING)] * beat
-                        if f["target"] == VMEM:
+                            some = [(f["fill"] if f["target"] & VMEM else 0, PADDING)] * beat
+                        if f["target"] & VMEM:
                             if 0 <= row0 + b < self.config.vmem_rows:
                                 rows.append((row0 + b, [single(value, f["scale"]) for value, _ in some]))
                             else:
@@ -375,7 +375,7 @@ class Bench:
         line_blocks = -(-pixels * channels // 64)
         width, height = pixels + 2 * halo, lines + 2 * halo
         beats = min(channels, 64) // self.beat
-        step = beats if target == VMEM else 1
+        step = beats if target & VMEM else 1
         fields = {
             "kind": 1, "n_count": 1, "i_count": height, "j_count": width, "line": -halo, "line_i": 1,
             "pixel": -halo, "pixel_j": 1, "line_blocks": line_blocks, "log2_block_pixels": log2,
@@ -397,7 +397,7 @@ class Bench:
         channel = below(part) if random.random() < 0.4 else 0
         beats = 1 + below(part - channel) if random.random() < 0.5 else part - channel
         counts = [1 + below(3), 1 + below(5), 1 + below(7)]
-        target = below(3)
+        target = below(4)
         f = {
             "kind": below(8), "n_count": counts[0], "i_count": counts[1], "j_count": counts[2],
             "line": below(6) - 3, "line_n": below(8), "line_i": below(3), "pixel": below(9) - 4, "pixel_j": below(4),
@@ -415,9 +415,9 @@ class Bench:
             f["pixel"] = max(f["pixel"], -f["j_first"] * f["pixel_j"])
         high, width = {
             SPARSE: (self.config.rows, self.config.depth), DENSE: (self.config.dense_rows, self.lanes),
-            VMEM: (self.config.vmem_rows, 0),
+            VMEM: (self.config.vmem_rows, 0), VMEM_DENSE: (self.config.vmem_rows, 0),
         }[target]  # fmt: skip
-        if target == VMEM:
+        if target & VMEM:
             f["element"] = below(1 << 12)
             high -= beats
         else:
@@ -432,7 +432,7 @@ class Bench:
             strides = [below(40) - 20 if random.random() < 0.5 else s for s in strides]
             if random.random() < 0.3:
                 strides[below(3)] = int(random.choice([-32768, 32767]))
-            if random.random() < 0.3 and target != VMEM:
+            if random.random() < 0.3 and not target & VMEM:
                 f["element"] = below(4096 // self.beat) * self.beat
             low = 0
         f |= {f"dest_{axis}": stride for axis, stride in zip("nij", strides, strict=True)}
@@ -462,7 +462,7 @@ async def tiles(dut):
     bench = await Bench(dut, 100).start()
     channels = bench.beat
     while channels <= 64:
-        for target in (SPARSE, DENSE, VMEM):
+        for target in (SPARSE, DENSE, VMEM, VMEM_DENSE):
             for halo in (0, 1):
                 small = {"pixels": 2, "lines": 2} if target == DENSE and channels <= bench.lanes else {}
                 fields, blocks = bench.tile(channels=channels, halo=halo, target=target, fill=0xC500, scale=3, **small)
@@ -618,7 +618,7 @@ async def malformed_commands(dut):
         {"channel_beats": 0}, {"channel_beats": parts + 1}, {"channel": 1}, {"channel_beats": 31, "channel": 31},
         shared | {"channel": parts // 2}, shared | {"channel_beats": parts // 2 + 1},
         {"log2_block_pixels": part_bits + 1, "channel_beats": 1}, {"log2_block_pixels": 7, "channel_beats": 1},
-        *({"log2_run": log2} for log2 in range(longest + 1, 8)), {"target": 3},
+        *({"log2_run": log2} for log2 in range(longest + 1, 8)),
         {"scale": 65}, {"scale": -65}, {"scale": -128}, {"target": VMEM, "scale": 127},
         {"i_end": good["i_count"] + 1}, {"i_first": 3, "i_end": 2}, {"j_end": good["j_count"] + 1}, {"j_first": 4095},
         *({"slots": tensor.slots + (1 << k)} for k in range(5)),
@@ -634,7 +634,7 @@ async def malformed_commands(dut):
     fine = [
         {}, {"i_first": 1, "i_end": 1}, {"j_first": good["j_count"], "j_end": good["j_count"]},
         shared | {"channel": parts // 2 - 1}, {"log2_block_pixels": part_bits, "channel_beats": 1}, {"scale": 64},
-        {"target": VMEM, "scale": -64, "cores": 0, "element": 1}, {"target": VMEM, "scale": 64, "cores": 0xFFFF},
+        {"target": VMEM, "scale": -64, "cores": 0, "element": 1}, {"target": VMEM_DENSE, "scale": 64, "cores": 0xFFFF},
     ]  # fmt: skip
     for fields in fine:
         await bench.load(tensor, good | fields, "limit")

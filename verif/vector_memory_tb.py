@@ -8,7 +8,7 @@ from lnpu.interfaces import vmem_write
 from verif.agents import Source, pack, start
 from verif.runner import parameters, rng
 
-WRITES = ("write_load", "write_drain", "write_vector")
+WRITES = ("write_load", "write_load_dense", "write_drain", "write_vector")
 READS = ("read_store", "read_a", "read_b", "read_c")
 BANKS = 4
 
@@ -147,7 +147,7 @@ def any_address(random) -> int:
 @cocotb.test()
 async def random_traffic(dut):
     """Every port at its own pace; data, order, hold of the rows, one access a cycle and bank."""
-    stalls = dict(zip(WRITES + READS, (0.5, 0.7, 0.3, 0.6, 0.2, 0.4, 0.8), strict=True))
+    stalls = dict(zip(WRITES + READS, (0.5, 0.4, 0.7, 0.3, 0.6, 0.2, 0.4, 0.8), strict=True))
     checker = await traffic(dut, stalls=stalls, count=600, addresses=few)
     assert checker.collisions > 50
     assert checker.held > 500

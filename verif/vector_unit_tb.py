@@ -166,6 +166,8 @@ class Model:
             result = np.repeat(np.array(rows, dtype=np.uint32)[:, None], inner, axis=1)
         else:
             result = compute(op, *(self.operand(fields, name) for name in "abc"))
+        if fields["rectify"]:
+            result = np.where((result >> 31 != 0) & ~is_nan(result), np.uint32(0), result)
         for address, row in zip(walk(fields, "dst").ravel(), result.reshape(-1, BEAT), strict=True):
             self.memory[address] = row
 
@@ -367,6 +369,7 @@ def random_command(random: np.random.Generator, op: VectorOp, *, beats: int, ini
         for name in ("a_shift", "b_shift"):
             fields[name] = int(random.choice([0, random.integers(-12, 13), random.integers(-128, 128)]))
         fields["initialise"] = int(random.random() < 0.5)
+        fields["rectify"] = int(random.random() < 0.3)
         fields["sum"] = int(random.integers(1 << 10))
         if op in (VectorOp.SUM, VectorOp.SUM_OUT):
             fields["outer"] = outer = min(outer, CONFIG.sum_rows)
@@ -450,7 +453,8 @@ async def special_pairs(dut):
         fields = {"op": op.value, "outer": 1, "inner": count}
         for name, base in zip(("a", "b", "c", "dst"), (0x1000, 0x2000, 0x3000, 0x4000), strict=True):
             fields |= {name: base, f"{name}_inner": 1}
-        await bench.run(fields)
+        for rectify in (0, 1):
+            await bench.run(fields | {"rectify": rectify})
     for chunk in range(0, rows, CONFIG.sum_rows):  # a sum of each pair alone
         count = min(CONFIG.sum_rows, rows - chunk)
         fields = {"op": VectorOp.SUM.value, "outer": count, "inner": 1, "initialise": 1}

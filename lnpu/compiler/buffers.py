@@ -10,7 +10,6 @@ from lnpu.config import BLOCK
 from lnpu.ctrl.commands import Opcode, Target
 
 __all__ = [
-    "COMMAND_CYCLES",
     "PageCache",
     "block_parts",
     "load_sparse",
@@ -20,9 +19,6 @@ __all__ = [
     "real_lanes",
     "speed_up_of",
 ]
-
-COMMAND_CYCLES = 32
-"""Cycles, about, that LOAD or DRAIN needs for a command besides its elements."""
 
 
 class PageCache:

@@ -73,6 +73,7 @@ def lower_input_grad(
     vmem: int,
     vmem_end: int,
     reserve: int = 0,
+    after_block: Callable[[int], None] | None = None,
 ) -> None:
     """BP: out = dx, the error of the input. Arguments as in `lower_forward`."""
     k, s, p = (shape.kernel_height, shape.kernel_width), shape.stride, shape.padding
@@ -90,7 +91,7 @@ def lower_input_grad(
         vmem=vmem,
         vmem_end=vmem_end,
         reserve=reserve,
-    ).lower(epilogue, None)
+    ).lower(epilogue, after_block)
 
 
 def lower_weight_grad(

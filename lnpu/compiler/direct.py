@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from lnpu.compiler.buffers import (
-    COMMAND_CYCLES,
     PageCache,
     block_parts,
     load_sparse,
@@ -17,7 +16,7 @@ from lnpu.compiler.buffers import (
 )
 from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cut
 from lnpu.compiler.pipeline import Pipeline, Product, Result
-from lnpu.compiler.program import Program
+from lnpu.compiler.program import COMMAND_CYCLES, Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.teams import Share, Teams
 from lnpu.compiler.tensor import Tensor

@@ -1,5 +1,6 @@
 """Networks as graphs of layers, and their fusion into stages that the chip runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "Relu",
     "Stage",
     "fuse",
+    "norms_of_errors",
     "resnet18",
+    "shared_errors",
 ]
 
 
@@ -264,6 +267,30 @@ def fuse(graph: Graph) -> list[Stage]:
                 if node.name in chains:
                     stages.append(chains[node.name])
     return stages
+
+
+def shared_errors(stages: Sequence[Stage]) -> dict[str, str]:
+    """Stored tensors whose error is that of another one as stored, and which: their only use is in a group that hands
+    its error on, and they are not outputs of a ReLU."""
+    shared: dict[str, str] = {}
+    for stage in reversed(stages):
+        uses = [use for use in stages if stage.name in (use.x, getattr(use, "other", None))]
+        if len(uses) != 1 or not isinstance(uses[0], GroupStage) or (isinstance(stage, GroupStage) and stage.relu):
+            continue
+        use = uses[0]
+        if use.norm is None or use.x != stage.name:
+            shared[stage.name] = shared.get(use.name, use.name)
+    return shared
+
+
+def norms_of_errors(stages: Sequence[Stage]) -> dict[str, list[GroupStage]]:
+    """The groups with a batch norm that take the stored error of each tensor, in the order of back-propagation."""
+    shared = shared_errors(stages)
+    norms: dict[str, list[GroupStage]] = {}
+    for stage in reversed(stages):
+        if isinstance(stage, GroupStage) and stage.norm is not None:
+            norms.setdefault(shared.get(stage.name, stage.name), []).append(stage)
+    return norms
 
 
 def resnet18(*, width: int = 8, channels: int = 1, image: int = 8, classes: int = 10, stem: str = "cifar") -> Graph:

@@ -19,6 +19,7 @@ from lnpu.ctrl.commands import VectorOp as Op
 from lnpu.formats import F16_INF
 
 __all__ = [
+    "ErrorSums",
     "NormTensors",
     "Optimiser",
     "Workspace",
@@ -51,7 +52,8 @@ def reciprocal(count: int) -> float:
 
 @dataclass(frozen=True)
 class NormTensors:
-    """Per-channel FP32 vectors of a batch norm: parameters, running and saved statistics, gradients."""
+    """Per-channel FP32 vectors of a batch norm: parameters, running and saved statistics, gradients, coefficients of
+    the error of its input."""
 
     gamma: RawTensor
     beta: RawTensor
@@ -63,6 +65,8 @@ class NormTensors:
     b: RawTensor
     dgamma: RawTensor
     dbeta: RawTensor
+    grad_b: RawTensor
+    grad_c: RawTensor
 
 
 @dataclass(frozen=True)
@@ -251,10 +255,10 @@ def lower_group(
         def compute(tile: Tile, at: list[int], first: bool) -> None:
             size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
             if norm is not None:
-                v.vector(Op.MULADD, at[0], at[0], a, b, **size, broadcast="bc")
+                v.vector(Op.MULADD, at[0], at[0], a, b, **size, broadcast="bc", rectify=relu and other is None)
             if other is not None:
-                v.vector(Op.ADD, at[0], at[0], at[1], **size)
-            if relu:
+                v.vector(Op.ADD, at[0], at[0], at[1], **size, rectify=relu)
+            if relu and norm is None and other is None:
                 v.vector(Op.MAX, at[0], at[0], 0.0, **size)
 
         def store(tile: Tile, at: list[int]) -> None:
@@ -263,28 +267,63 @@ def lower_group(
         space.stream(out, block, 1 if other is None else 2, load, compute, store)
 
 
-def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, dy: Tensor, norm: NormTensors) -> None:
-    """BP of batch norm: dgamma, dbeta, and the error of y."""
-    v = space.vectors
-    inv_n = reciprocal(y.images * y.height * y.width)
-    s1, s2, mean, invstd, a, big_b, big_c, t = (space.vector(i) for i in range(8))
-    rows = y.block_channels // space.beat
-    for block in range(y.planes):
+class ErrorSums:
+    """The sums that batch norms need of an error, taken while it is made: S1 of the error itself (accumulator rows 0
+    and up), S2 of it times the input of each batch norm (the sets of rows behind).
 
-        def load(tile: Tile, at: list[int]) -> None:
-            v.load(dz, tile, at[0])
-            v.load(y, tile, at[1])
+    Parameters
+    ----------
+    space : Workspace
+    error : Tensor
+        As it is stored; its sums are those of its values before FGMP.
+    norms : sequence of (Tensor, NormTensors)
+        Inputs of the batch norms that the error goes to, and their vectors. There may be none: then nothing is done.
+    """
 
-        def sums(tile: Tile, at: list[int], first: bool) -> None:
-            common: dict[str, Any] = {"pixels": tile.count, "rows": tile.rows, "initialise": first, "a_of": dz}
-            v.sum(0, at[0], 1.0, **common)
-            v.sum(tile.rows, at[0], at[1], **common, b_of=y)
+    def __init__(self, space: Workspace, error: Tensor, norms: Sequence[tuple[Tensor, NormTensors]]) -> None:
+        self.space, self.error, self.norms = space, error, norms
+        self.rows = error.block_channels // space.beat
+        sets = 1 + len(norms)
+        if norms and sets * self.rows > space.program.config.sum_rows:
+            raise ValueError(
+                f"sum_rows must be at least {sets * self.rows} for the {len(norms)} batch norms that the error of "
+                f"{error.name} goes to, not {space.program.config.sum_rows}"
+            )
 
-        space.stream(y, block, 2, load, sums)
-        v.sum_out(s1, 0, rows=rows, a_of=dz)
-        v.sum_out(s2, rows, rows=rows, a_of=dz, b_of=y)
-        for tensor, row in ((norm.mean, mean), (norm.invstd, invstd), (norm.a, a)):
-            v.load_raw(tensor, row, block=block)
+    @property
+    def inputs(self) -> list[Tensor]:
+        """What must be loaded beside a tile of the error."""
+        return [y for y, _ in self.norms]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of what `finish` writes."""
+        vectors = [(norm.dgamma, norm.dbeta, norm.grad_b, norm.grad_c) for _, norm in self.norms]
+        return [tensor.name for tensors in vectors for tensor in tensors]
+
+    def add(self, tile: Tile, place: int, inputs: Sequence[int], *, first: bool) -> None:
+        """Add a tile at row `place`, with those of `inputs` at these rows."""
+        if not self.norms:
+            return
+        self.space.program.commit(self.error)  # SUM rounds at its scale
+        common: dict[str, Any] = {"pixels": tile.count, "rows": tile.rows, "initialise": first, "a_of": self.error}
+        self.space.vectors.sum(0, place, 1.0, **common)
+        for number, (y, at) in enumerate(zip(self.inputs, inputs, strict=True), 1):
+            self.space.vectors.sum(number * self.rows, place, at, **common, b_of=y)
+
+    def finish(self, block: int) -> None:
+        """From the sums of a channel block to dgamma, dbeta and the coefficients of the error of y, in memory."""
+        for number, (y, norm) in enumerate(self.norms, 1):
+            self._finish(block, number * self.rows, y, norm)
+
+    def _finish(self, block: int, row: int, y: Tensor, norm: NormTensors) -> None:
+        space, v, rows = self.space, self.space.vectors, self.rows
+        inv_n = reciprocal(y.images * y.height * y.width)
+        s1, s2, mean, invstd, a, big_b, big_c, t = (space.vector(i) for i in range(8))
+        v.sum_out(s1, 0, rows=rows, a_of=self.error)
+        v.sum_out(s2, row, rows=rows, a_of=self.error, b_of=y)
+        for tensor, place in ((norm.mean, mean), (norm.invstd, invstd), (norm.a, a)):
+            v.load_raw(tensor, place, block=block)
 
         def op(which: Op, dst: int, x: int, y: int | float | None = None) -> None:
             v.vector(which, dst, x, y, inner=rows)
@@ -304,23 +343,40 @@ def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, dy: Tensor, norm: N
         op(Op.MUL, s2, big_b, mean)
         op(Op.ADD, s1, s1, s2)
         op(Op.SUB, big_c, t, s1)
+        v.store_raw(norm.grad_b, big_b, block=block)
+        v.store_raw(norm.grad_c, big_c, block=block)
+
+
+def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, norm: NormTensors, sums: ErrorSums) -> None:
+    """BP of batch norm: the error of y (`sums.error`), whose coefficients the sums of dz have given."""
+    v = space.vectors
+    coefficients = a, b, c = [space.vector(i) for i in range(8, 11)]  # `ErrorSums` uses those below
+    sources = [dz, y, *sums.inputs]
+    for block in range(y.planes):
+        for tensor, row in zip((norm.a, norm.grad_b, norm.grad_c), coefficients, strict=True):
+            v.load_raw(tensor, row, block=block)
+
+        def load(tile: Tile, at: list[int]) -> None:
+            for source, row in zip(sources, at, strict=True):
+                v.load(source, tile, row)
 
         def compute(tile: Tile, at: list[int], first: bool) -> None:
             size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
-            v.vector(Op.MUL, at[0], at[0], a, **size, broadcast="b")
-            v.vector(Op.MULADD, at[0], at[1], big_b, at[0], **size, broadcast="b")
-            v.vector(Op.ADD, at[0], at[0], big_c, **size, broadcast="b")
+            v.vector(Op.MULADD, at[1], at[1], b, c, **size, broadcast="bc")
+            v.vector(Op.MULADD, at[0], at[0], a, at[1], **size, broadcast="b")
+            sums.add(tile, at[0], at[2:], first=first)
 
-        def store(tile: Tile, at: list[int]) -> None:
-            v.store(dy, tile, at[0])
-
-        space.stream(y, block, 2, load, compute, store)
+        space.stream(y, block, len(sources), load, compute, lambda tile, at: v.store(sums.error, tile, at[0]))
+        sums.finish(block)
 
 
-def lower_sum_errors(space: Workspace, terms: Sequence[Tensor], mask: Tensor | None, out: Tensor) -> None:
+def lower_sum_errors(
+    space: Workspace, terms: Sequence[Tensor], mask: Tensor | None, out: Tensor, sums: ErrorSums
+) -> None:
     """Error of a tensor from stored terms alone: their sum, masked."""
     v = space.vectors
-    sources = [*terms, *([mask] if mask is not None else [])]
+    operands = [*terms, *([mask] if mask is not None else [])]
+    sources = [*operands, *sums.inputs]
     for block in range(out.planes):
 
         def load(tile: Tile, at: list[int]) -> None:
@@ -332,9 +388,11 @@ def lower_sum_errors(space: Workspace, terms: Sequence[Tensor], mask: Tensor | N
             for row in at[1 : len(terms)]:
                 v.vector(Op.ADD, at[0], at[0], row, **size)
             if mask is not None:
-                v.vector(Op.KEEP_POSITIVE, at[0], at[0], at[-1], **size)
+                v.vector(Op.KEEP_POSITIVE, at[0], at[0], at[len(terms)], **size)
+            sums.add(tile, at[0], at[len(operands) :], first=first)
 
         space.stream(out, block, len(sources), load, compute, lambda tile, at: v.store(out, tile, at[0]))
+        sums.finish(block)
 
 
 def lower_average_pool(space: Workspace, x: Tensor, out: Tensor) -> None:
@@ -369,14 +427,15 @@ def lower_average_pool(space: Workspace, x: Tensor, out: Tensor) -> None:
             v.store(out, Tile(image, count, 0, 1, 0, 1, block, rows), result)
 
 
-def lower_average_pool_grad(space: Workspace, error: Tensor, mask: Tensor | None, out: Tensor) -> None:
+def lower_average_pool_grad(space: Workspace, error: Tensor, mask: Tensor | None, out: Tensor, sums: ErrorSums) -> None:
     """BP of global average pooling; `out` is the error of its input, masked by `mask` > 0."""
     v, rows = space.vectors, out.block_channels // space.beat
     inv_n = reciprocal(out.height * out.width)
-    places, size = space.areas(4)
+    count = 2 + len(sums.inputs)
+    places, size = space.areas(2 * count)
     for block in range(out.planes):
         for i, tile in enumerate(tiles_of(out, space.beat, size, block)):
-            e, x = places[2 * (i % 2)], places[2 * (i % 2) + 1]
+            e, x, *inputs = places[count * (i % 2) :][:count]
             errors = Tile(tile.image, tile.images, 0, 1, 0, 1, block, rows)
             v.load(error, errors, e)
             if mask is not None:
@@ -390,7 +449,11 @@ def lower_average_pool_grad(space: Workspace, error: Tensor, mask: Tensor | None
                     v.vector(Op.KEEP_POSITIVE, dst, e + image * rows, dst, **size_of)
                 else:
                     v.vector(Op.COPY, dst, e + image * rows, **size_of)
+            for y, row in zip(sums.inputs, inputs, strict=True):
+                v.load(y, tile, row)
+            sums.add(tile, x, inputs, first=i == 0)
             v.store(out, tile, x)
+        sums.finish(block)
 
 
 def lower_max_pool(
@@ -427,6 +490,7 @@ def lower_max_pool_grad(
     winner: Tensor,
     mask: Tensor | None,
     out: Tensor,
+    sums: ErrorSums,
     *,
     kernel: int,
     stride: int,
@@ -435,9 +499,9 @@ def lower_max_pool_grad(
     """BP of max pooling: each pixel of `out` adds the errors of the windows that it won, in row-major order of taps."""
     v = space.vectors
     for block in range(out.planes):
-        places, size = space.areas(4)
-        total, e, w, x = places
-        for tile in tiles_of(out, space.beat, size, block):
+        places, size = space.areas(4 + len(sums.inputs))
+        total, e, w, x, *inputs = places
+        for i, tile in enumerate(tiles_of(out, space.beat, size, block)):
             shape: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
             if mask is not None:
                 v.load(mask, tile, x)
@@ -452,7 +516,11 @@ def lower_max_pool_grad(
                 v.vector(Op.ADD, total, total, e, **shape)
             if mask is not None:
                 v.vector(Op.KEEP_POSITIVE, total, total, x, **shape)
+            for y, row in zip(sums.inputs, inputs, strict=True):
+                v.load(y, tile, row)
+            sums.add(tile, total, inputs, first=i == 0)
             v.store(out, tile, total)
+        sums.finish(block)
 
 
 def _sgd(space: Workspace, optimiser: Optimiser, decay: float, w: int, m: int, g: int, rows: int) -> None:

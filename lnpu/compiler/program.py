@@ -7,13 +7,23 @@ commands in a good order.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 from lnpu.compiler.tensor import RawTensor, Tensor
 from lnpu.config import ChipConfig
-from lnpu.ctrl.commands import COMMAND_BYTES, TAKES_TWO, Command, Opcode, unit_of
+from lnpu.ctrl.commands import COMMAND_BYTES, TAKES_TWO, Command, Opcode, Unit, unit_of
 
-__all__ = ["Emission", "Mark", "Program", "Region", "interleaved", "merged"]
+__all__ = ["COMMAND_CYCLES", "Emission", "Mark", "Program", "Region", "interleaved", "merged"]
+
+COMMAND_CYCLES = 32
+"""Cycles, about, that LOAD or DRAIN needs for a command besides its elements."""
+
+_ELEMENTS = {
+    Opcode.LOAD: ("n_count", "i_count", "j_count", "channel_beats"),
+    Opcode.LOAD_RAW: ("line_count", "line_rows"),
+}
+"""Fields whose product is how many beats a command loads."""
 
 
 class Region(NamedTuple):
@@ -69,6 +79,8 @@ class Program:
         Which commands multiply gradients by 1 / loss scale (their second operand).
     open : list of Tensor
         Dynamic tensors that are being stored: their states have been committed, their statistics not yet been used.
+    loading : dict of Unit to float
+        Cycles, about, that the two LOAD units have been given since the last mark.
     """
 
     def __init__(self, config: ChipConfig) -> None:
@@ -77,6 +89,7 @@ class Program:
         self.marks: list[Mark] = []
         self.loss_scalings: list[int] = []
         self.open: list[Tensor] = []
+        self.loading: dict[Unit, float] = {}
         self._recorded: list[Emission] | None = None
         # What each unit (or core) may still be doing: what its last commands read and write, oldest first.
         self._busy: dict[tuple[str, int], list[tuple[list[Region], list[Region]]]] = {}
@@ -97,6 +110,11 @@ class Program:
     ) -> None:
         """Append a command that touches these regions. `loss_scaling`: 1 if it is one of `loss_scalings`."""
         emission = Emission(opcode, list(reads), list(writes), fields, bool(loss_scaling))
+        if opcode in _ELEMENTS:
+            unit = unit_of(Command(opcode, **fields))
+            beats = prod(fields.get(name, 0) for name in _ELEMENTS[opcode])
+            cycles = beats * 32 * self.config.beat / self.config.axi_bits if opcode is Opcode.LOAD_RAW else beats
+            self.loading[unit] = self.loading.get(unit, 0.0) + COMMAND_CYCLES + cycles
         if self._recorded is not None:
             self._recorded.append(emission)
         else:
@@ -168,6 +186,7 @@ class Program:
         self.commands.append(Command(Opcode.MARK, address=address))
         self.marks.append(Mark(layer, phase, address, macs_dense))
         self._busy.clear()
+        self.loading.clear()
 
     def end(self) -> None:
         """Close the program."""

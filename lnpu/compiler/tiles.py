@@ -7,7 +7,7 @@ from typing import Any
 
 from lnpu.compiler.program import Program, Region
 from lnpu.compiler.tensor import RawTensor, Tensor
-from lnpu.ctrl.commands import Opcode, Target, VectorOp
+from lnpu.ctrl.commands import Opcode, Target, Unit, VectorOp
 
 __all__ = ["STATISTICS", "Tile", "VectorBuilder", "float_bits", "inside", "run_rows", "tiles_of"]
 
@@ -146,16 +146,20 @@ class VectorBuilder:
         strides: tuple[int, int, int] | None = None,
         region: Region | None = None,
     ) -> None:
-        """LOAD of a tile's worth of pixels, from (line, pixel) of each image in steps of `step`."""
+        """LOAD of a tile's worth of pixels, from (line, pixel) of each image in steps of `step`, by the unit that has
+        less to do."""
         dest_n, dest_i, dest_j = strides or tile.strides()
         i_first, i_end = inside(line, step, tile.lines, tensor.height)
         j_first, j_end = inside(pixel, step, tile.pixels, tensor.width)
+        loading = self.program.loading
+        dense = loading.get(Unit.LOAD_DENSE, 0) < loading.get(Unit.LOAD, 0)
+        target = Target.VMEM_DENSE if dense else Target.VMEM
         self.program.emit(
             Opcode.LOAD,
             reads=[self.program.memory(tensor)],
             writes=[region or self.rows(vmem, tile.size)],
             **tensor.walk(tile.image, tile.block, line),
-            target=Target.VMEM.value,
+            target=target.value,
             scale=tensor.scale,
             fill=fill,
             n_count=tile.images,
@@ -242,10 +246,11 @@ class VectorBuilder:
         outer: int = 1,
         inner: int,
         broadcast: str = "",
+        rectify: bool = False,
         loss_scaling: int = 0,
     ) -> None:
         """`op` on `outer` x `inner` rows. A float operand is an immediate; operands named in `broadcast` ("a", "b",
-        "c") are per-channel rows, the same for every outer step."""
+        "c") are per-channel rows, the same for every outer step. `rectify`: results that are not positive become +0."""
         size = outer * inner
         # With per-channel rows the loops are exchanged: the unit then reads such a row once for all pixels.
         loops = {"outer": inner, "inner": outer} if broadcast else {"outer": outer, "inner": inner}
@@ -268,6 +273,7 @@ class VectorBuilder:
             loss_scaling=loss_scaling,
             op=op.value,
             **loops,
+            rectify=int(rectify),
             dst=dst,
             dst_outer=1 if broadcast else inner,
             dst_inner=inner if broadcast else 1,

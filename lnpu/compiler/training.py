@@ -19,8 +19,10 @@ from lnpu.compiler.graph import (
     MaxPool,
     PoolStage,
     fuse,
+    norms_of_errors,
+    shared_errors,
 )
-from lnpu.compiler.layers import NormTensors, Optimiser, Workspace
+from lnpu.compiler.layers import ErrorSums, NormTensors, Optimiser, Workspace
 from lnpu.compiler.program import Program
 from lnpu.compiler.tensor import MemoryMap, RawTensor, Tensor
 from lnpu.compiler.tiles import STATISTICS, Tile
@@ -284,7 +286,7 @@ class TrainingStep:
         beta = self._vector_parameter(f"{name}.beta", channels)
         saved = {
             part: self._vector(f"{name}.{part}", channels)
-            for part in ("running_mean", "running_var", "mean", "invstd", "a", "b")
+            for part in ("running_mean", "running_var", "mean", "invstd", "a", "b", "grad_b", "grad_c")
         }
         self.norms[name] = NormTensors(
             gamma=gamma.master, beta=beta.master, dgamma=gamma.gradient, dbeta=beta.gradient, **saved
@@ -458,23 +460,24 @@ class TrainingStep:
 
     def _backward(self, program: Program) -> None:
         space = Workspace(program)
-        alias: dict[str, Tensor] = {}  # errors that are another tensor's
+        shared = shared_errors(self.stages)
 
         def error(name: str) -> Tensor:
-            return alias.get(name, self.encoded(f"d.{name}"))
+            return self.encoded(f"d.{shared.get(name, name)}")
 
         for stage in reversed(self.stages):
-            if not isinstance(stage, LinearStage):
-                self._error(space, stage.name, error, alias)
+            if not isinstance(stage, LinearStage) and stage.name not in shared:
+                self._error(space, stage.name, error)
             match stage:
                 case ConvStage() | LinearStage():
                     self._weight_grad(space, stage, error(stage.name))
                 case GroupStage(norm=str(norm)):
-                    dy = self.encoded(f"d.{stage.x}")
-                    layers.lower_norm_grad(space, error(stage.name), self.encoded(stage.x), dy, self.norms[norm])
-                    self._mark(program, stage.name, "vector", [dy.name, f"g.{norm}.gamma", f"g.{norm}.beta"])
+                    sums = self._error_sums(space, stage.x)
+                    y = self.encoded(stage.x)
+                    layers.lower_norm_grad(space, error(stage.name), y, self.norms[norm], sums)
+                    self._mark(program, stage.name, "vector", [sums.error.name, *sums.outputs])
 
-    def _error(self, space: Workspace, name: str, error: Callable[[str], Tensor], alias: dict[str, Tensor]) -> None:
+    def _error(self, space: Workspace, name: str, error: Callable[[str], Tensor]) -> None:
         """The error of stored tensor `name` from all its uses."""
         stored: list[Tensor] = []
         pools: list[PoolStage] = []
@@ -492,30 +495,38 @@ class TrainingStep:
         out = self.encoded(f"d.{name}")
         mask = self.encoded(name) if name in self.relu else None
         alone = len(stored) + len(pools) + len(convolutions) == 1
+        sums = self._error_sums(space, name)
         for pool in pools:
             target = out if alone else self._partial(f"d.{name}.{pool.name}", out)
-            self._pool_grad(space, pool, error(pool.name), mask if alone else None, target)
+            last = ErrorSums(space, target, sums.norms if alone else [])
+            self._pool_grad(space, pool, error(pool.name), mask if alone else None, target, last)
             stored.append(target)
-            self._mark(space.program, pool.name, "vector", [target.name])
+            self._mark(space.program, pool.name, "vector", [target.name, *last.outputs])
         if alone and pools:
             return
-        if alone and stored and mask is None:
-            alias[name] = stored[0]
-            return
         if not convolutions:
-            layers.lower_sum_errors(space, stored, mask, out)
-            self._mark(space.program, name, "vector", [out.name])
+            layers.lower_sum_errors(space, stored, mask, out, sums)
+            self._mark(space.program, name, "vector", [out.name, *sums.outputs])
             return
-        for i, stage in enumerate(convolutions):
-            last = i == len(convolutions) - 1
-            target = out if last else self._partial(f"d.{name}.{stage.name}", out)
-            self._input_grad(space, stage, error(stage.name), stored, mask if last else None, target, exact=alone)
+        for stage in convolutions[:-1]:
+            target = self._partial(f"d.{name}.{stage.name}", out)
+            self._input_grad(space, stage, error(stage.name), stored, None, ErrorSums(space, target, []), exact=False)
             stored = [target]
+        stage = convolutions[-1]
+        self._input_grad(space, stage, error(stage.name), stored, mask, sums, exact=alone)
+
+    def _error_sums(self, space: Workspace, name: str) -> ErrorSums:
+        """What batch norms need of the error of tensor `name`."""
+        groups = norms_of_errors(self.stages).get(name, [])
+        norms = [(self.encoded(group.x), self.norms[str(group.norm)]) for group in groups]
+        return ErrorSums(space, self.encoded(f"d.{name}"), norms)
 
     def _partial(self, name: str, like: Tensor) -> Tensor:
         return self._tensor(name, TensorKind.ERROR, "error", (like.channels, like.height, like.width))
 
-    def _pool_grad(self, space: Workspace, stage: PoolStage, error: Tensor, mask: Tensor | None, out: Tensor) -> None:
+    def _pool_grad(
+        self, space: Workspace, stage: PoolStage, error: Tensor, mask: Tensor | None, out: Tensor, sums: ErrorSums
+    ) -> None:
         match stage.node:
             case MaxPool() as node:
                 layers.lower_max_pool_grad(
@@ -524,12 +535,13 @@ class TrainingStep:
                     self.encoded(f"{stage.name}.winner"),
                     mask,
                     out,
+                    sums,
                     kernel=node.kernel,
                     stride=node.stride,
                     padding=node.padding,
                 )
             case GlobalAveragePool():
-                layers.lower_average_pool_grad(space, error, mask, out)
+                layers.lower_average_pool_grad(space, error, mask, out, sums)
 
     def _input_grad(
         self,
@@ -538,19 +550,22 @@ class TrainingStep:
         dy: Tensor,
         addends: list[Tensor],
         mask: Tensor | None,
-        out: Tensor,
+        sums: ErrorSums,
         *,
         exact: bool,
     ) -> None:
-        v = space.vectors
+        """The term of a convolution or linear layer in the error of its input, added up, masked, summed and stored."""
+        v, out = space.vectors, sums.error
         operands = [*addends, *([mask] if mask is not None else [])]
 
         def epilogue(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
             size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
-            for operand, row in zip(operands, scratch, strict=True):
+            for operand, row in zip([*operands, *sums.inputs], scratch, strict=True):
                 v.load(operand, tile, row)
+            for operand, row in zip(operands, scratch, strict=False):
                 which = VectorOp.KEEP_POSITIVE if operand is mask else VectorOp.ADD
                 v.vector(which, place, place, row, **size)
+            sums.add(tile, place, scratch[len(operands) :], first=first)
             v.store(out, tile, place)
 
         shape = self._convolution(stage)
@@ -564,9 +579,10 @@ class TrainingStep:
             epilogue,
             vmem=space.tiles,
             vmem_end=space.end,
-            reserve=len(operands),
+            reserve=len(operands) + len(sums.inputs),
+            after_block=sums.finish,
         )
-        self._mark(space.program, stage.name, "bp", [out.name], shape.macs)
+        self._mark(space.program, stage.name, "bp", [out.name, *sums.outputs], shape.macs)
 
     def _weight_grad(self, space: Workspace, stage: ConvStage | LinearStage, dy: Tensor) -> None:
         parameter = self.weights[stage.name]

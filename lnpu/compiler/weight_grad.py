@@ -6,7 +6,6 @@ from functools import partial
 from itertools import product
 
 from lnpu.compiler.buffers import (
-    COMMAND_CYCLES,
     PageCache,
     block_parts,
     load_sparse,
@@ -18,7 +17,7 @@ from lnpu.compiler.buffers import (
 )
 from lnpu.compiler.geometry import Axis, Box, Convolution, Taps, boxes_of, cut, forward_axes
 from lnpu.compiler.pipeline import Pipeline, Product, Result
-from lnpu.compiler.program import Program
+from lnpu.compiler.program import COMMAND_CYCLES, Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.teams import Share, Teams
 from lnpu.compiler.tensor import Tensor

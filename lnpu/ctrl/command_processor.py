@@ -5,7 +5,7 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
-from lnpu.ctrl.commands import COMMAND_BYTES, UNITS, Opcode, Target, Unit, layout_of
+from lnpu.ctrl.commands import COMMAND_BYTES, UNITS, Opcode, Unit, layout_of
 from lnpu.ctrl.counters import COUNTERS, Counters
 from lnpu.ctrl.registers import control_signature
 from lnpu.fgmp.controller import TENSOR_STATE, FgmpController
@@ -291,7 +291,7 @@ class CommandProcessor(Block):
                         m.d.comb += target_units[UNITS[known]].eq(1)
                     if known is Opcode.LOAD:
                         load = data.View(layout_of(known), command[: layout_of(known).size])
-                        dense = load.target == Target.DENSE
+                        dense = load.target[0]
                         m.d.comb += [target_units[Unit.LOAD].eq(~dense), target_units[Unit.LOAD_DENSE].eq(dense)]
                     if known is Opcode.MULTIPLY:
                         m.d.comb += target_cores.eq(multiply.cores)

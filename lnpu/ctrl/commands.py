@@ -40,7 +40,7 @@ class Opcode(enum.Enum, shape=8):
 
     END = 0x00  # wait for every unit, then raise the interrupt
     NOP = 0x01  # only waits
-    LOAD = 0x02  # encoded tensor -> sparse buffers, dense buffers (by a unit of its own) or vector memory
+    LOAD = 0x02  # encoded tensor -> sparse buffers, dense buffers or vector memory, by one of two units
     STORE = 0x03  # vector memory -> encoded tensor
     LOAD_RAW = 0x04  # FP32 words -> vector memory
     STORE_RAW = 0x05  # vector memory -> FP32 words
@@ -61,7 +61,7 @@ class Unit(enum.IntEnum):
     VECTOR = 2
     DRAIN = 3
     FGMP = 4  # the dynamic ratio controller
-    LOAD_DENSE = 5  # LOAD to dense buffers; LOAD is all others
+    LOAD_DENSE = 5  # LOAD with target DENSE or VMEM_DENSE; LOAD is all others
 
 
 UNITS: dict[Opcode, Unit] = {
@@ -75,18 +75,19 @@ UNITS: dict[Opcode, Unit] = {
     Opcode.STATE: Unit.FGMP,
     Opcode.COMMIT: Unit.FGMP,
 }
-"""Where commands go that are not for cores; but LOAD with target DENSE goes to LOAD_DENSE, see `unit_of`."""
+"""Where commands go that are not for cores; but LOAD goes to LOAD_DENSE by its target, see `unit_of`."""
 
 TAKES_TWO = (Unit.LOAD, Unit.LOAD_DENSE)
 """Units that, like cores, take a command while another is running."""
 
 
 class Target(enum.Enum, shape=2):
-    """Where LOAD puts elements."""
+    """Where LOAD puts elements. Bit 0: the unit is LOAD_DENSE instead of LOAD; bit 1: to the vector memory."""
 
     SPARSE = 0
     DENSE = 1
     VMEM = 2
+    VMEM_DENSE = 3  # to the vector memory, by the unit LOAD_DENSE
 
 
 class VectorOp(enum.Enum, shape=5):
@@ -236,6 +237,7 @@ _FIELDS: dict[Opcode, dict] = {
         "b_immediate": 1,  # b is `immediate_b`
         "c_immediate": 1,
         "initialise": 1,  # SUM starts from zero
+        "rectify": 1,  # results below zero, and -0, become +0
         "a_shift": signed(8),
         "b_shift": signed(8),
         "sum": 10,
@@ -353,6 +355,6 @@ class Command:
 
 def unit_of(command: Command) -> Unit:
     """The unit that a command other than END, NOP, MULTIPLY and MARK goes to."""
-    if command.opcode is Opcode.LOAD and command.fields.get("target") == Target.DENSE.value:
+    if command.opcode is Opcode.LOAD and command.fields.get("target", 0) & 1:
         return Unit.LOAD_DENSE
     return UNITS[command.opcode]

@@ -204,7 +204,7 @@ class LoadUnit(Block):
 
     - FIELD: the command cannot run and has been dropped: an opcode other than LOAD and LOAD_RAW; a count or
       `line_blocks` that is 0; channel_beats of 0 or channel + channel_beats beyond the pixel's part of a block; a part
-      smaller than a beat; runs of more than 16 blocks or more than an AXI word has bytes; target 3; |scale| > 64
+      smaller than a beat; runs of more than 16 blocks or more than an AXI word has bytes; |scale| > 64
       (whatever the target); i_end > i_count, i_first > i_end or the same of j; `slots` or `table` not a multiple of 32;
       for the cores' buffers: no core, one that there is not, `element` not a multiple of `beat`. LOAD_RAW: a count of
       0, `address` or `pitch` not a multiple of the AXI width. Both: an address beyond `address_bits`.
@@ -418,7 +418,7 @@ class LoadUnit(Block):
         part_bits = BLOCK.bit_length() - 1 - (config.beat.bit_length() - 1)  # log2 of the beats in a block
         part = Signal(range(config.block_beats + 1), name="part_beats")
         m.d.comb += part.eq(Mux(load.log2_block_pixels > part_bits, 0, config.block_beats >> load.log2_block_pixels))
-        cores = load.target != Target.VMEM
+        cores = ~load.target[1]
         wrong = [
             load.n_count == 0,
             load.i_count == 0,
@@ -427,7 +427,6 @@ class LoadUnit(Block):
             load.channel_beats == 0,
             load.channel + load.channel_beats > part,
             load.log2_run > min(MAX_LOG2_RUN, (config.axi_bits // 8).bit_length() - 1),
-            load.target == 3,
             (load.scale > 64) | (load.scale < -64),
             (load.i_end > load.i_count) | (load.i_first > load.i_end),
             (load.j_end > load.j_count) | (load.j_first > load.j_end),
@@ -675,7 +674,7 @@ class LoadUnit(Block):
         row, run = Signal(signed(ROW_BITS + 1), reset_less=True), Signal(13, reset_less=True)
         elements = Signal(self.write.beat.shape(), name="beat_elements", reset_less=True)
         m.d.comb += [
-            to_vmem.eq(load.target == Target.VMEM),
+            to_vmem.eq(load.target[1]),
             out_free.eq(~out_valid | ~to_vmem | rows.ready),
         ]
         with m.If(out_free):

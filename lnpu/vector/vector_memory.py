@@ -1,4 +1,4 @@
-"""Vector memory: the FP32 rows that LOAD, DRAIN and the vector unit write and that STORE and the vector unit read."""
+"""Vector memory: FP32 rows that the LOAD units, DRAIN and the vector unit write, and STORE and the vector unit read."""
 
 from collections.abc import Sequence
 
@@ -58,7 +58,7 @@ class VectorMemory(Block):
 
     Members
     -------
-    write_load, write_drain, write_vector : In(stream.Signature(vmem_write(config)))
+    write_load, write_load_dense, write_drain, write_vector : In(stream.Signature(vmem_write(config)))
     read_store, read_a, read_b, read_c : In(vmem_read_signature(config))
         Those of the vector unit give a row in the cycle after the handshake only.
     error : Out(1)
@@ -71,6 +71,7 @@ class VectorMemory(Block):
         super().__init__(
             {
                 "write_load": In(stream.Signature(vmem_write(config))),
+                "write_load_dense": In(stream.Signature(vmem_write(config))),
                 "write_drain": In(stream.Signature(vmem_write(config))),
                 "write_vector": In(stream.Signature(vmem_write(config))),
                 "read_store": In(vmem_read_signature(config)),
@@ -84,7 +85,7 @@ class VectorMemory(Block):
     def elaborate(self, platform):
         m = Module()
         row_bits = 32 * self.config.beat
-        writers = [self.write_load, self.write_drain, self.write_vector]
+        writers = [self.write_load, self.write_load_dense, self.write_drain, self.write_vector]
         readers = [self.read_store, self.read_a, self.read_b, self.read_c]
         written, asked = (
             [_bank(port.payload.address) for port in writers],

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import READS_B, READS_C, Opcode, VectorOp, layout_of
+from lnpu.fp.fp32_compare import is_nan
 from lnpu.fp.fp32_divide import Fp32DivideSqrt
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, command_stream, vmem_read_signature, vmem_row, vmem_write
@@ -38,8 +39,8 @@ class VectorUnit(Block):
     once for all the inner indices; b is not read where its walk is that of a. DIV and SQRT compute one element after
     the other. An operand's rows are read in order, and a beat's row is written after the beat's operands were read:
     `dst` may be the same walk as an operand, but no row may be written that a later beat reads. SUM_OUT ignores a, b
-    and c, and writes its row for each inner index. Nothing but the two loops and the operation is checked here; the
-    vector memory checks the addresses.
+    and c, and writes its row for each inner index. With `rectify`, results below zero and -0 are written as +0; NaNs
+    stay. Nothing but the two loops and the operation is checked here; the vector memory checks the addresses.
 
     Parameters
     ----------
@@ -260,13 +261,17 @@ class VectorUnit(Block):
         result_row = Signal(row)
         for i in range(config.beat):
             lane = place(m, f"lane{i}", VectorLane())
+            computed = Signal(32, name=f"computed{i}")
+            negative = Signal(name=f"negative{i}")  # a zero too, a NaN not
             m.d.comb += [
                 lane.enable.eq(enable),
                 lane.op.eq(VectorOp(command.op)),
                 lane.a.eq(a[i]),
                 lane.b.eq(b[i]),
                 lane.c.eq(c[i]),
-                result_row[i].eq(Mux(rounding, exact.o[i], lane.o)),
+                computed.eq(Mux(rounding, exact.o[i], lane.o)),
+                negative.eq(computed[31] & ~is_nan(computed)),
+                result_row[i].eq(Mux(command.rectify & negative, 0, computed)),
             ]
         m.d.comb += [
             exact.start.eq(start),

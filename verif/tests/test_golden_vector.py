@@ -107,6 +107,15 @@ def test_muladd_rounds_twice():
     assert vector_op("MULADD", x, x, f32(-1 - 2.0**-11)) == 0  # fused it would be 2^-24
 
 
+def test_rectify():
+    """The flag of a command: what has a sign becomes +0, but a NaN stays as it is; elsewhere as MAX with 0."""
+    x = np.array([0, 0x80000000, 1, 0x80000001, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC01234, 0x3F800000], np.uint32)
+    expected = [0, 0, 1, 0, 0x7F800000, 0, 0x7FC00000, 0xFFC01234, 0x3F800000]
+    assert bits(vector_op("COPY", x.view(f32), rectify=True)).tolist() == expected
+    a, b = np.random.default_rng(6).normal(size=(2, 100)).astype(f32)
+    assert np.array_equal(bits(vector_op("ADD", a, b, rectify=True)), bits(vector_op("MAX", a + b, f32(0))))
+
+
 def test_selections():
     a, b, c = operands(500, 4)
     for index in range(len(a)):
@@ -190,17 +199,19 @@ def test_batch_norm_step_by_step(shape):
     added = np.maximum(step(z + shortcut), 0).astype(f32)
     assert np.array_equal(batch_norm_apply(y, got.a, got.b, shortcut=shortcut, rectify=True), added)
 
-    gradients = batch_norm_backward(dz, y, got)
+    stored = fgmp(dz.values(), Policy(dz.scale, 0, 0x7BFF, "fp16", "fp8"))  # FP8: not what the sums are taken of
+    gradients = batch_norm_backward(dz, y, got, stored=stored)
     s1, s2 = step(dzs.sum(axes)), step((dzs * ys).sum(axes))
     dgamma = step(step(s2 - step(mean * s1)) * invstd)
     g1, g2 = step(dgamma * inv_n), step(s1 * inv_n)
     big_b = step(0 - step(step(a * invstd) * g1))
     big_c = step(0 - step(step(a * g2) + step(big_b * mean)))
-    products = step(a.reshape(column) * dzs), step(big_b.reshape(column) * ys)
-    dy = step(step(products[0] + products[1]) + big_c.reshape(column))
+    affine = step(step(big_b.reshape(column) * ys) + big_c.reshape(column))
+    dy = step(step(a.reshape(column) * stored.values().astype(d64)) + affine)
     assert np.array_equal(gradients.dgamma, dgamma.astype(f32))
     assert np.array_equal(gradients.dbeta, s1.astype(f32))
     assert np.array_equal(gradients.dy, dy.astype(f32))
+    assert n == 1 or not np.array_equal(stored.values(), dz.values())
 
     momentum = 0.1
     unbiased = step(var * step(n / (n - 1) if n > 1 else 1))
