@@ -317,24 +317,22 @@ class Network:
         tensors[f"d.{self.layers[-1].name}"] = error
         # Errors as the next operations see them: where a tensor's error is another's, it is not stored again.
         errors: dict[str, Quantised] = {self.layers[-1].name: error}
-        before_fgmp: dict[str, Quantised] = {}
         for layer in reversed(self.layers):
             name = layer.name
             stored = layer.op not in ("batch_norm", "add", "relu") or name in self._groups
             if not stored:
                 continue
             if name not in errors:
-                self._error(state, name, tensors, saved, errors, before_fgmp)
+                self._error(state, name, tensors, saved, errors)
             e = errors[name]
             if name in self._groups and self._groups[name].norm is not None:
                 group = self._groups[name]
                 y = tensors[group.x]
-                dz = before_fgmp[name]
-                gradients = vector.batch_norm_backward(dz, y, saved["statistics"][group.norm], stored=e)
+                gradients = vector.batch_norm_backward(e, y, saved["statistics"][group.norm])
                 tensors[f"g.{group.norm}.gamma"] = gradients.dgamma
                 tensors[f"g.{group.norm}.beta"] = gradients.dbeta
                 tensors[f"{group.norm}.grad_b"], tensors[f"{group.norm}.grad_c"] = gradients.b, gradients.c
-                self._store_error(state, group.x, gradients.dy, tensors, errors, before_fgmp)
+                tensors[f"d.{group.x}"] = errors[group.x] = self._store(state, f"d.{group.x}", "error", gradients.dy)
             if layer.op == "conv":
                 x = tensors[layer.inputs[0]]
                 sums = conv2d_weight_grad_sums(
@@ -351,29 +349,8 @@ class Network:
                 bias = exact_dot_sum(e.bits, _F16_ONE, (0, 2, 3))
                 tensors[f"g.{name}.bias"] = round_sum(bias, e.scale, "fp32")
 
-    def _store_error(
-        self,
-        state: State,
-        name: str,
-        e: F32,
-        tensors: dict,
-        errors: dict[str, Quantised],
-        before_fgmp: dict[str, Quantised],
-    ) -> None:
-        """Store the error of tensor `name`."""
-        tensors[f"d.{name}"] = errors[name] = self._store(state, f"d.{name}", "error", e)
-        before_fgmp[name] = fgmp(e, Policy(errors[name].scale))
-
-    def _error(
-        self,
-        state: State,
-        name: str,
-        tensors: dict,
-        saved: dict,
-        errors: dict[str, Quantised],
-        before_fgmp: dict[str, Quantised],
-    ) -> None:
-        """Error of stored tensor `name`, from its uses: as stored, in `errors`, and rounded to FP16 alone."""
+    def _error(self, state: State, name: str, tensors: dict, saved: dict, errors: dict[str, Quantised]) -> None:
+        """Error of stored tensor `name`, from its uses."""
         mask = tensors[name].values() if name in self._groups and self._groups[name].relu else None
         groups = [
             group for group in self._groups.values() if name == group.other or (name == group.x and group.norm is None)
@@ -384,25 +361,25 @@ class Network:
         products = [layer for layer in reversed(self._uses(name)) if layer.op in ("conv", "linear")]
         alone = len(groups) + len(pools) + len(products) == 1
 
-        def store(e: F32) -> None:
-            masked = e if mask is None else vector.relu_backward(e, mask)
-            self._store_error(state, name, masked, tensors, errors, before_fgmp)
+        def masked(e: F32) -> F32:
+            return e if mask is None else vector.relu_backward(e, mask)
 
         terms = [errors[group.name] for group in groups]
-        if alone and pools:
-            store(self._pool_backward(pools[0], tensors[name].shape, errors[pools[0].name], saved))
-            return
         for pool in pools:
             e = self._pool_backward(pool, tensors[name].shape, errors[pool.name], saved)
-            target = f"d.{name}.{pool.name}"
-            tensors[target] = stored = self._store(state, target, "error", e)
+            target = f"d.{name}" if alone else f"d.{name}.{pool.name}"
+            tensors[target] = stored = self._store(state, target, "error", masked(e) if alone else e)
             terms.append(stored)
+        if alone and pools:
+            errors[name] = terms[0]
+            return
         if alone and terms and mask is None:
-            errors[name], before_fgmp[name] = terms[0], before_fgmp[groups[0].name]
+            errors[name] = terms[0]
             return
         if alone and products:
             sums, scale = self._product_backward(products[0], tensors[name].shape, errors, saved)
-            store(self._round(state, f"d.{name}", "error", sums, scale).values())
+            plain = self._round(state, f"d.{name}", "error", sums, scale)
+            tensors[f"d.{name}"] = errors[name] = self._store(state, f"d.{name}", "error", masked(plain.values()))
             return
         total: F32 | None = None
         for term in terms:
@@ -417,7 +394,7 @@ class Network:
                 total = tensors[target].values()
         if total is None:
             raise ValueError(f"nothing uses {name}")
-        store(total)
+        tensors[f"d.{name}"] = errors[name] = self._store(state, f"d.{name}", "error", masked(total))
 
     def _product_backward(
         self, layer: Layer, shape: tuple[int, ...], errors: dict[str, Quantised], saved: dict

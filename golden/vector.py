@@ -366,38 +366,32 @@ class BatchNormGradients:
     c: F32
 
 
-def batch_norm_backward(
-    dz: Quantised, y: Quantised, statistics: BatchNormStatistics, *, stored: "Quantised | None" = None
-) -> BatchNormGradients:
+def batch_norm_backward(dz: Quantised, y: Quantised, statistics: BatchNormStatistics) -> BatchNormGradients:
     """Gradients of batch normalisation in training.
 
     Steps: S1 = RNE32(sum dz) and S2 = RNE32(sum dz y), both exact sums; ms = mean * S1; d = S2 - ms;
     dgamma = d * invstd; dbeta = S1; A = a; g1 = dgamma * inv_n; g2 = S1 * inv_n; p = A * invstd; B = 0 - (p * g1);
-    r = A * g2; s = B * mean; C = 0 - (r + s); dy = (A * dz) + ((B * y) + C), with dz as stored.
+    r = A * g2; s = B * mean; C = 0 - (r + s); dy = (A * dz) + ((B * y) + C).
 
     Parameters
     ----------
     dz : Quantised
-        Gradient of the output, [N, C, ...], before its FGMP: what the sums are taken of.
+        Gradient of the output, [N, C, ...].
     y : Quantised
         Input of the normalisation, as of `batch_norm_statistics`.
     statistics : BatchNormStatistics
         Of the forward pass.
-    stored : Quantised or None
-        The gradient after its FGMP; None: dz.
 
     Raises
     ------
     TypeError
-        If dz, y or stored is not Quantised.
+        If dz or y is not Quantised.
     ValueError
         If their shapes differ.
     """
     dz, y = _quantised("dz", dz), _quantised("y", y)
-    stored = dz if stored is None else _quantised("stored", stored)
-    for name, part in (("dz", dz), ("stored", stored)):
-        if part.shape != y.shape:
-            raise ValueError(f"{name} must have shape {y.shape}, that of y, not {part.shape!r}")
+    if dz.shape != y.shape:
+        raise ValueError(f"dz must have shape {y.shape}, that of y, not {dz.shape!r}")
     known = statistics
     s1, s2 = _sum(dz), _sum(dz, y)
     dgamma = mul(sub(s2, mul(known.mean, s1)), known.invstd)
@@ -405,7 +399,7 @@ def batch_norm_backward(
     b = sub(_ZERO, mul(mul(known.a, known.invstd), g1))
     c = sub(_ZERO, add(mul(known.a, g2), mul(b, known.mean)))
     at = {name: _channels(value, y.shape, name) for name, value in (("a", known.a), ("b", b), ("c", c))}
-    dy = muladd(at["a"], stored.values(), muladd(at["b"], y.values(), at["c"]))
+    dy = muladd(at["a"], dz.values(), muladd(at["b"], y.values(), at["c"]))
     return BatchNormGradients(dy, dgamma, s1, known.a, b, c)
 
 

@@ -57,6 +57,9 @@ class CommandModel:
         for name, shift in (("tensor_a", "a_shift"), ("tensor_b", "b_shift")):
             if f.get(name):
                 f[shift if shift in f else "shift"] += self.controller.lookup(f[name]).scale
+        if f.get("quantise") and f.get("tensor_a"):
+            state = self.controller.lookup(f["tensor_a"])
+            f |= {"lo": state.lo, "hi": state.hi}
         if f.get("tensor_out"):
             scale = self.controller.lookup(f["tensor_out"]).scale
             f["shift"] -= scale
@@ -250,6 +253,8 @@ class CommandModel:
         op = VectorOp(f["op"])
         if op is VectorOp.SUM:
             a, b = (to_fp16(self._operand(f, name), f[f"{name}_shift"]) for name in "ab")
+            if f["quantise"]:
+                a, _, _ = quantize(a, Policy(0, f["lo"], f["hi"], _BELOW[f["below"]], _ABOVE[f["above"]]))
             for o in range(f["outer"]):
                 for lane in range(self.config.beat):
                     part = exact_matmul(a[o, :, lane][None], np.ascontiguousarray(b[o, :, lane][:, None]))[0, 0]

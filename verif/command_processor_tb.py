@@ -111,6 +111,8 @@ class Table:
             case Opcode.VECTOR:
                 fields["a_shift"] += scale["tensor_a"]
                 fields["b_shift"] += scale["tensor_b"]
+                if fields["quantise"] and fields["tensor_a"]:
+                    _, fields["lo"], fields["hi"] = self.look_up(fields["tensor_a"])
         return Command(command.opcode, **fields)
 
 

@@ -8,6 +8,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge
 
+from golden.fgmp import Policy, quantize
 from lnpu.config import TINY
 from lnpu.ctrl.commands import Command, Opcode, VectorOp
 from lnpu.interfaces import Error
@@ -151,6 +152,10 @@ class Model:
         outer, inner = fields["outer"], fields["inner"]
         if op == VectorOp.SUM:
             a = to_half(self.operand(fields, "a"), fields["a_shift"])
+            if fields["quantise"]:
+                names = ("fp16", "fp8", "zero")[fields["below"]], ("fp16", "fp8")[fields["above"]]
+                kept, _, _ = quantize(a.view(np.uint16), Policy(0, fields["lo"], fields["hi"], *names))
+                a = kept.view(np.float16)
             b = to_half(self.operand(fields, "b"), fields["b_shift"])
             for o in range(outer):
                 row = fields["sum"] + o
@@ -370,6 +375,9 @@ def random_command(random: np.random.Generator, op: VectorOp, *, beats: int, ini
             fields[name] = int(random.choice([0, random.integers(-12, 13), random.integers(-128, 128)]))
         fields["initialise"] = int(random.random() < 0.5)
         fields["rectify"] = int(random.random() < 0.3)
+        limits = sorted(int(limit) for limit in random.choice([random.integers(1 << 15), 0x2000, 0x5C00, 0], 2))
+        fields |= {"quantise": int(random.random() < 0.5), "lo": limits[0], "hi": limits[1]}
+        fields |= {"below": int(random.integers(3)), "above": int(random.integers(2))}
         fields["sum"] = int(random.integers(1 << 10))
         if op in (VectorOp.SUM, VectorOp.SUM_OUT):
             fields["outer"] = outer = min(outer, CONFIG.sum_rows)
@@ -458,9 +466,11 @@ async def special_pairs(dut):
     for chunk in range(0, rows, CONFIG.sum_rows):  # a sum of each pair alone
         count = min(CONFIG.sum_rows, rows - chunk)
         fields = {"op": VectorOp.SUM.value, "outer": count, "inner": 1, "initialise": 1}
-        await bench.run(fields | {"a": 0x1000 + chunk, "b": 0x2000 + chunk, "a_outer": 1, "b_outer": 1})
-        fields |= {"op": VectorOp.SUM_OUT.value, "dst": 0x4000, "dst_outer": 1}
-        await bench.run(fields)
+        for below in (0, 1, 2):
+            limits = {"quantise": 1, "lo": 0x2400, "hi": 0x5F00, "below": below} if below else {}
+            operands = {"a": 0x1000 + chunk, "b": 0x2000 + chunk, "a_outer": 1, "b_outer": 1}
+            await bench.run(fields | operands | limits)
+            await bench.run(fields | {"op": VectorOp.SUM_OUT.value, "dst": 0x4000, "dst_outer": 1})
 
 
 @cocotb.test()
@@ -535,6 +545,8 @@ async def malformed(dut):
         rows = CONFIG.sum_rows
         for first, count in ((rows, 1), (0, rows + 1), (rows - 1, 2), (1023, 1), (1, 65535), (1023, 65535)):
             bad.append(good | {"op": op.value, "sum": first, "outer": count, "initialise": 1})
+    for limits in ({"below": 3}, {"lo": 5, "hi": 4}):
+        bad.append(good | {"op": VectorOp.SUM.value, "sum": 0, "initialise": 1, "quantise": 1} | limits)
     for fields in bad:
         bench.clear()
         await bench.put(fields)

@@ -275,7 +275,7 @@ class ErrorSums:
     ----------
     space : Workspace
     error : Tensor
-        As it is stored; its sums are those of its values before FGMP.
+        As it is stored: that is what is summed, though the sums are taken before.
     norms : sequence of (Tensor, NormTensors)
         Inputs of the batch norms that the error goes to, and their vectors. There may be none: then nothing is done.
     """
@@ -307,6 +307,7 @@ class ErrorSums:
             return
         self.space.program.commit(self.error)  # SUM rounds at its scale
         common: dict[str, Any] = {"pixels": tile.count, "rows": tile.rows, "initialise": first, "a_of": self.error}
+        common["quantise"] = True
         self.space.vectors.sum(0, place, 1.0, **common)
         for number, (y, at) in enumerate(zip(self.inputs, inputs, strict=True), 1):
             self.space.vectors.sum(number * self.rows, place, at, **common, b_of=y)

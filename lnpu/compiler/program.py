@@ -95,9 +95,10 @@ class Program:
         self._busy: dict[tuple[str, int], list[tuple[list[Region], list[Region]]]] = {}
 
     @staticmethod
-    def memory(tensor: Tensor | RawTensor) -> Region:
-        """Region of a tensor in external memory."""
-        return Region(f"memory {tensor.name}")
+    def memory(tensor: Tensor | RawTensor, start: int = 0, end: int = 1 << 40) -> Region:
+        """Region of a tensor in external memory: lines (of a raw tensor, rows) `start` to `end` of all its channel
+        blocks, one block after the other."""
+        return Region(f"memory {tensor.name}", start, end)
 
     def emit(
         self,

@@ -99,7 +99,13 @@ class VectorBuilder:
 
     def load(self, tensor: Tensor, tile: Tile, vmem: int) -> None:
         """Bring a tile of an encoded tensor into the vector memory at row `vmem`."""
-        self._load(tensor, tile, vmem, step=1, line=tile.line, pixel=tile.pixel)
+        memory = self._lines(tensor, tile)
+        self._load(tensor, tile, vmem, step=1, line=tile.line, pixel=tile.pixel, memory=memory)
+
+    def _lines(self, tensor: Tensor, tile: Tile) -> Region:
+        """The lines of `tensor` that a tile is in."""
+        first = (tile.block * tensor.images + tile.image) * tensor.height + tile.line
+        return self.program.memory(tensor, first, first + (tile.images - 1) * tensor.height + tile.lines)
 
     def load_window(
         self, tensor: Tensor, tile: Tile, vmem: int, *, step: int, line: int, pixel: int, fill: int
@@ -145,6 +151,7 @@ class VectorBuilder:
         fill: int = 0,
         strides: tuple[int, int, int] | None = None,
         region: Region | None = None,
+        memory: Region | None = None,
     ) -> None:
         """LOAD of a tile's worth of pixels, from (line, pixel) of each image in steps of `step`, by the unit that has
         less to do."""
@@ -156,7 +163,7 @@ class VectorBuilder:
         target = Target.VMEM_DENSE if dense else Target.VMEM
         self.program.emit(
             Opcode.LOAD,
-            reads=[self.program.memory(tensor)],
+            reads=[memory or self.program.memory(tensor)],
             writes=[region or self.rows(vmem, tile.size)],
             **tensor.walk(tile.image, tile.block, line),
             target=target.value,
@@ -182,18 +189,14 @@ class VectorBuilder:
     def store(self, tensor: Tensor, tile: Tile, vmem: int) -> None:
         """Write a tile from row `vmem` to memory, encoded by the tensor's policy."""
         source_n, source_i, source_j = tile.strides()
-        policy = tensor.policy
         self.program.commit(tensor)
         self.program.emit(
             Opcode.STORE,
             reads=[self.rows(vmem, tile.size)],
-            writes=[self.program.memory(tensor), *([STATISTICS] if tensor.state else [])],
+            writes=[self._lines(tensor, tile), *([STATISTICS] if tensor.state else [])],
             **tensor.walk(tile.image, tile.block, tile.line),
             scale=tensor.scale,
-            lo=0 if tensor.state else policy.lo_bits,
-            hi=0 if tensor.state else policy.hi_bits,
-            below=_BELOW[policy.below],
-            above=_ABOVE[policy.above],
+            **_fgmp(tensor),
             n_count=tile.images,
             i_count=tile.lines,
             j_count=tile.pixels,
@@ -212,7 +215,8 @@ class VectorBuilder:
         size = lines * line_rows
         if 4 * channels == pitch and size < 1 << 16:  # lines follow each other: one long line
             lines, line_rows = 1, size
-        memory, local = [self.program.memory(tensor)], [self.rows(vmem, size)]
+        first = block * tensor.rows + row
+        memory, local = [self.program.memory(tensor, first, first + rows)], [self.rows(vmem, size)]
         self.program.emit(
             opcode,
             reads=memory if opcode is Opcode.LOAD_RAW else local,
@@ -291,8 +295,10 @@ class VectorBuilder:
         initialise: bool,
         a_of: Tensor | None = None,
         b_of: Tensor | None = None,
+        quantise: bool = False,
     ) -> None:
-        """Add a * b over `pixels` pixels of `rows` rows each to accumulator rows `row` and up, a row a channel beat."""
+        """Add a * b over `pixels` pixels of `rows` rows each to accumulator rows `row` and up, a row a channel beat.
+        `quantise`: a is what it will be once it is stored as `a_of`."""
         fields: dict[str, Any] = (
             {"b_immediate": 1, "immediate_b": float_bits(b)}
             if isinstance(b, float)
@@ -302,6 +308,9 @@ class VectorBuilder:
                 "b_inner": rows,
             }
         )
+        if quantise:
+            assert a_of is not None
+            fields |= {"quantise": 1} | _fgmp(a_of)
         self.program.emit(
             Opcode.VECTOR,
             reads=[self.rows(a, pixels * rows)] + ([] if isinstance(b, float) else [self.rows(b, pixels * rows)]),
@@ -330,6 +339,17 @@ class VectorBuilder:
             dst_outer=1,
             **_shifts(a_of, b_of),
         )
+
+
+def _fgmp(tensor: Tensor) -> dict[str, int]:
+    """Fields of STORE and SUM that say how a tensor is quantised."""
+    policy = tensor.policy
+    return {
+        "lo": 0 if tensor.state else policy.lo_bits,
+        "hi": 0 if tensor.state else policy.hi_bits,
+        "below": _BELOW[policy.below],
+        "above": _ABOVE[policy.above],
+    }
 
 
 def _shifts(a_of: Tensor | None, b_of: Tensor | None) -> dict[str, Any]:

@@ -243,6 +243,8 @@ class CommandProcessor(Block):
             with m.Case(Opcode.VECTOR.value):
                 with m.If(turn == 0):
                     m.d.sync += vector.a_shift.eq(vector.a_shift + scale)
+                    with m.If(vector.quantise):
+                        m.d.sync += [vector.lo.eq(self.state.lo), vector.hi.eq(self.state.hi)]
                 with m.Else():
                     m.d.sync += vector.b_shift.eq(vector.b_shift + scale)
 

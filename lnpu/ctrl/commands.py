@@ -104,7 +104,7 @@ class VectorOp(enum.Enum, shape=5):
     KEEP_EQUAL = 8  # a if b == c else +0
     DIV = 9  # a / b
     SQRT = 10  # square root of a
-    SUM = 16  # accumulator[sum + outer] += f16(a * 2^-a_shift) * f16(b * 2^-b_shift), exactly
+    SUM = 16  # accumulator[sum + outer] += f16(a * 2^-a_shift) * f16(b * 2^-b_shift), exactly; see `quantise`
     SUM_OUT = 17  # dst[outer] = f32(accumulator[sum + outer] * 2^(a_shift + b_shift))
     GREATER_EQUAL = 11  # 1.0 if a >= b else +0
 
@@ -238,10 +238,15 @@ _FIELDS: dict[Opcode, dict] = {
         "c_immediate": 1,
         "initialise": 1,  # SUM starts from zero
         "rectify": 1,  # results below zero, and -0, become +0
+        "quantise": 1,  # SUM takes what FGMP would keep of a, by ...
+        "lo": 15,  # ... these fields, as of STORE
+        "hi": 15,
+        "below": 2,
+        "above": 1,
         "a_shift": signed(8),
         "b_shift": signed(8),
         "sum": 10,
-        "tensor_a": 8,  # scale added to `a_shift`
+        "tensor_a": 8,  # scale added to `a_shift`; with `quantise`, its lo and hi are taken too
         "tensor_b": 8,  # scale added to `b_shift`
         "immediate_b": 32,
         "immediate_c": 32,

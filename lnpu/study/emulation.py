@@ -27,7 +27,6 @@ from lnpu.compiler.graph import (
     MaxPool,
     PoolStage,
     fuse,
-    norms_of_errors,
 )
 from lnpu.study.kernels import Stored, channel_sums, momentum_update, store
 
@@ -174,7 +173,6 @@ class Emulation:
         self.graph, self.formats, self.momentum, self.decay = graph, formats, momentum, decay
         self.stages = fuse(graph)
         self.observer: Observer | None = None
-        self._norms = norms_of_errors(self.stages)
         self._relu = {stage.name for stage in self.stages if isinstance(stage, GroupStage) and stage.relu}
         self._overflow = False
 
@@ -304,18 +302,24 @@ class Emulation:
         self._overflow = False
         last = self.stages[-1].name
         errors = {last: self._encode(f"d.{last}", "error", error[:, None, None, :].contiguous())}
-        sums: dict[str, torch.Tensor] = {}
         gradients: dict[str, torch.Tensor] = {}
         for stage in reversed(self.stages):
             if stage.name not in errors:
-                self._error(state, stage.name, tensors, saved, errors, sums)
+                self._error(state, stage.name, tensors, saved, errors)
             e = errors[stage.name]
             match stage:
                 case GroupStage(norm=str(norm), x=x):
-                    dgamma, dbeta, b, c = self._norm_gradient(norm, saved[norm], sums.pop(norm))
-                    gradients[f"{norm}.gamma"], gradients[f"{norm}.beta"] = dgamma, dbeta
-                    formula = {"form": "norm_gradient", "y": tensors[x], "vectors": (saved[norm].a, b, c)}
-                    errors[x] = self._store_error(state, x, e, tensors, sums, **formula)
+                    statistics = saved[norm]
+                    s1, s2 = channel_sums(e, tensors[x]).to(torch.float32)
+                    dgamma = (s2 - statistics.mean * s1) * statistics.invstd
+                    g1, g2 = dgamma * statistics.inv_count, s1 * statistics.inv_count
+                    b = 0 - statistics.a * statistics.invstd * g1
+                    c = 0 - (statistics.a * g2 + b * statistics.mean)
+                    gradients[f"{norm}.gamma"], gradients[f"{norm}.beta"] = dgamma, s1
+                    vectors = (statistics.a, b, c)
+                    errors[x] = self._store(
+                        state, f"d.{x}", "error", e, form="norm_gradient", y=tensors[x], vectors=vectors
+                    )
                 case ConvStage(name=name, x=x):
                     g = _weight_gradient(tensors[x], e, state.weights[name], stage.node)
                     gradients[name] = self._store(state, f"g.{name}", "gradient", g, out=g)
@@ -326,16 +330,6 @@ class Emulation:
         vectors_finite = all(bool(torch.isfinite(g).all()) for g in gradients.values() if g.ndim == 1)
         return gradients, self._overflow or not vectors_finite
 
-    def _norm_gradient(
-        self, name: str, norm: _Norm, sums: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """dgamma, dbeta and the coefficients B and C of a batch norm from the sums of dz and of dz y."""
-        s1, s2 = sums.to(torch.float32)
-        dgamma = (s2 - norm.mean * s1) * norm.invstd
-        g1, g2 = dgamma * norm.inv_count, s1 * norm.inv_count
-        b = 0 - norm.a * norm.invstd * g1
-        return dgamma, s1, b, 0 - (norm.a * g2 + b * norm.mean)
-
     def _error(
         self,
         state: State,
@@ -343,9 +337,8 @@ class Emulation:
         tensors: dict[str, torch.Tensor],
         saved: dict[str, Any],
         errors: dict[str, torch.Tensor],
-        sums: dict[str, torch.Tensor],
     ) -> None:
-        """Error of stored tensor `name`, from its uses, and its sums for batch norms."""
+        """Error of stored tensor `name`, from its uses."""
         groups, pools, products = [], [], []
         for stage in reversed(self.stages):
             match stage:
@@ -361,11 +354,9 @@ class Emulation:
         terms = [errors[stage.name] for stage in groups]
         for stage in pools:
             e = _pool_backward(errors[stage.name], saved[stage.name], x.shape, stage.node)
-            if alone:
-                errors[name] = self._store_error(state, name, e, tensors, sums, out=e, mask=mask)
-                return
-            terms.append(self._store(state, f"d.{name}.{stage.name}", "error", e, out=e))
-        if alone and terms and mask is None:
+            target = f"d.{name}" if alone else f"d.{name}.{stage.name}"
+            terms.append(self._store(state, target, "error", e, out=e, mask=mask if alone else None))
+        if alone and terms and (pools or mask is None):
             errors[name] = terms[0]
             return
         total = terms[0] if terms else None
@@ -374,32 +365,15 @@ class Emulation:
             total = total + term
         for index, stage in enumerate(products):
             part = _input_gradient(errors[stage.name], x, state.weights[stage.name], stage.node)
-            formula: dict[str, Any] = {"out": part} | ({} if total is None else {"form": "sum", "y": total})
-            if index == len(products) - 1:
-                errors[name] = self._store_error(state, name, part, tensors, sums, mask=mask, **formula)
-                return
-            total = self._store(state, f"d.{name}.{stage.name}", "error", part, **formula)
+            formula: dict[str, Any] = {} if total is None else {"form": "sum", "y": total}
+            last = index == len(products) - 1
+            target = f"d.{name}" if last else f"d.{name}.{stage.name}"
+            total = self._store(state, target, "error", part, out=part, mask=mask if last else None, **formula)
+        if not products:
+            assert total is not None
+            total = self._store(state, f"d.{name}", "error", total, mask=mask)
         assert total is not None
-        errors[name] = self._store_error(state, name, total, tensors, sums, mask=mask)
-
-    def _store_error(
-        self,
-        state: State,
-        name: str,
-        e: torch.Tensor,
-        tensors: dict[str, torch.Tensor],
-        sums: dict[str, torch.Tensor],
-        **formula: Any,
-    ) -> torch.Tensor:
-        """Store the error of tensor `name`; `sums` gets S1 and S2 of the batch norms that it goes to."""
-        norms = self._norms.get(name, [])
-        if norms:
-            found = torch.empty(1 + len(norms), e.shape[-1], dtype=torch.float64)
-            formula |= {"sums": found, "factors": [tensors[stage.x] for stage in norms]}
-        stored = self._store(state, f"d.{name}", "error", e, **formula)
-        for number, stage in enumerate(norms, 1):
-            sums[str(stage.norm)] = found[[0, number]]
-        return stored
+        errors[name] = total
 
     # Update, and all of it.
 

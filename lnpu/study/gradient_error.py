@@ -163,9 +163,9 @@ class _Sweep(Emulation):
     def _store(
         self, state: State, name: str, kind: str, x: torch.Tensor, *, frozen: bool = False, **formula: Any
     ) -> torch.Tensor:
-        sums = {part: formula.pop(part) for part in ("sums", "factors") if part in formula}  # of what FP16 holds
+        sums = formula.pop("sums", None)  # of what is rounded to FP16
         plain, _ = store(x, None, **formula)
-        return store(plain, self._policy_of(kind, plain), out=plain, **sums)[0]
+        return store(plain, self._policy_of(kind, plain), out=plain, sums=sums)[0]
 
     def _encode(self, name: str, kind: str, x: torch.Tensor) -> torch.Tensor:
         return store(x, self._policy_of(kind, x))[0]

@@ -163,14 +163,14 @@ inline Counts copy(const float *__restrict__ x, float *__restrict__ out, int n) 
     return {zero, 0, 0, 0, greatest};
 }
 
-// sum += v * w, or v alone without w.
 template <int N>
-inline void add_products(const float *__restrict__ v, const float *w, int n, double *__restrict__ sum) {
+inline void add_sums(const float *__restrict__ v, int n, double *__restrict__ s1, double *__restrict__ s2) {
     const int count = N ? N : n;
-    if (w)
-        for (int i = 0; i < count; i++) sum[i] += static_cast<double>(v[i]) * w[i];
-    else
-        for (int i = 0; i < count; i++) sum[i] += v[i];
+    for (int i = 0; i < count; i++) {
+        const double d = v[i];
+        s1[i] += d;
+        s2[i] += d * d;
+    }
 }
 
 std::vector<float> tiled(const float *vector, int64_t channels, int64_t places) {
@@ -198,17 +198,9 @@ inline void measure(int nonzero, int fp16, Result &result) {
 
 extern "C" {
 
-// Sums [1 + count, channels] of the values rounded to FP16 before FGMP, and of these times each factor; a factor that is
-// null stands for the values themselves.
-struct Sums {
-    double *out;  // may be null
-    const float *const *factors;
-    int64_t count;
-};
-
-// Stores source to out (which may be one of its tensors).
-void lnpu_store(const Source *given, float *out, const Shape *shape, const Policy *policy, Result *result,
-                const Sums *sums) {
+// Stores source to out (which may be one of its tensors). sums: null, or [2, channels] sums of the values rounded to
+// FP16, and of their squares.
+void lnpu_store(const Source *given, float *out, const Shape *shape, const Policy *policy, Result *result, double *sums) {
     const int64_t channels = shape->channels, places = std::max(channels, shape->run);
     Source source = *given;
     const std::vector<float> a = tiled(given->a, channels, places), b = tiled(given->b, channels, places),
@@ -217,7 +209,7 @@ void lnpu_store(const Source *given, float *out, const Shape *shape, const Polic
     const int half = policy->scale / 2;
     const Factors factors{std::ldexp(1.0f, -half), std::ldexp(1.0f, half - policy->scale),
                           std::ldexp(1.0f, policy->scale)};
-    std::vector<double> totals(sums->out ? (1 + sums->count) * places : 0);
+    std::vector<double> totals(sums ? 2 * places : 0);
     alignas(64) float x[BLOCK], rounded[BLOCK];
     std::memset(static_cast<void *>(result), 0, sizeof *result);
     int32_t top = 0, greatest = 0;
@@ -237,12 +229,12 @@ void lnpu_store(const Source *given, float *out, const Shape *shape, const Polic
                                     : quantise<0>(x, out + base, rounded, n, *policy, factors);
             else
                 counts = n == BLOCK ? copy<BLOCK>(x, out + base, n) : copy<0>(x, out + base, n);
-            for (int64_t k = 0; sums->out && k <= sums->count; k++) {
-                const float *factor = k == 0 ? nullptr : sums->factors[k - 1] ? sums->factors[k - 1] + base : before;
+            if (sums) {
+                double *s1 = totals.data() + place, *s2 = s1 + places;
                 if (n == BLOCK)
-                    add_products<BLOCK>(before, factor, n, totals.data() + k * places + place);
+                    add_sums<BLOCK>(before, n, s1, s2);
                 else
-                    add_products<0>(before, factor, n, totals.data() + k * places + place);
+                    add_sums<0>(before, n, s1, s2);
             }
             top = std::max(top, counts.top);
             greatest = std::max(greatest, counts.greatest);
@@ -258,13 +250,12 @@ void lnpu_store(const Source *given, float *out, const Shape *shape, const Polic
     // The exponent field that FP16 has: 0 for subnormals.
     result->top = top < F16_NORMAL ? 0 : static_cast<int32_t>(top >> 23) - 127 + 15;
     result->nonfinite = greatest >= INFINITE;
-    if (!sums->out) return;
+    if (!sums) return;
     const int scale = policy->quantise ? policy->scale : 0;
-    std::fill(sums->out, sums->out + (1 + sums->count) * channels, 0.0);
-    for (int64_t k = 0; k <= sums->count; k++) {
-        const bool square = k > 0 && !sums->factors[k - 1];
-        for (int64_t i = 0; i < places; i++)
-            sums->out[k * channels + i % channels] += std::ldexp(totals[k * places + i], square ? 2 * scale : scale);
+    std::fill(sums, sums + 2 * channels, 0.0);
+    for (int64_t i = 0; i < places; i++) {
+        sums[i % channels] += std::ldexp(totals[i], scale);
+        sums[channels + i % channels] += std::ldexp(totals[places + i], 2 * scale);
     }
 }
 

@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -53,10 +52,6 @@ class _Policy(ctypes.Structure):
 
 class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("segments", "segment", "run", "channels")]
-
-
-class _Sums(ctypes.Structure):
-    _fields_ = [("out", ctypes.c_void_p), ("factors", ctypes.c_void_p), ("count", ctypes.c_int64)]
 
 
 class _Result(ctypes.Structure):
@@ -192,7 +187,6 @@ def store(
     rectify: bool = False,
     vectors: tuple[torch.Tensor, ...] = (),
     sums: torch.Tensor | None = None,
-    factors: Sequence[torch.Tensor | None] = (None,),
 ) -> tuple[torch.Tensor, Stored]:
     """A pointwise formula, its result quantised, and the statistics.
 
@@ -208,10 +202,8 @@ def store(
         `mask` is not positive.
     vectors : tuple of float32 tensors [channels]
         a, b and c.
-    sums : float64 tensor [1 + len(factors), channels] or None
-        Gets the sums of the values rounded to FP16 before FGMP, and of these times each factor.
-    factors : sequence of tensors of the shape of x, or None
-        None: the values themselves.
+    sums : float64 tensor [2, channels] or None
+        Gets the sums of the values rounded to FP16 before FGMP, and of their squares.
 
     Returns
     -------
@@ -223,15 +215,13 @@ def store(
     a, b, c = (*vectors, None, None, None)[:3]
     source = _Source(*(_address(one) for one in (x, y, mask, a, b, c)), FORMS[form], rectify)
     result = _Result()
-    addresses = (ctypes.c_void_p * max(1, len(factors)))(*(_address(factor) for factor in factors))
-    wanted = _Sums(_address(sums), ctypes.addressof(addresses), len(factors))
     _library().lnpu_store(
         ctypes.addressof(source),
         _address(out),
         ctypes.addressof(_shape(tuple(x.shape))),
         ctypes.addressof(_policy(policy)),
         ctypes.addressof(result),
-        ctypes.addressof(wanted),
+        _address(sums),
     )
     counts = {name: getattr(result, name) for name in COUNTS}
     stored = Stored(**counts, top=result.top, nonfinite=bool(result.nonfinite), padded=tuple(result.padded))

@@ -7,7 +7,7 @@ from lnpu.config import ChipConfig
 from lnpu.formats import psum_layout
 from lnpu.hdl import Block, Sram, place
 from lnpu.interfaces import vmem_row
-from lnpu.vector.sum_lane import SumLane
+from lnpu.vector.sum_lane import SUM_FGMP, SumLane
 
 __all__ = ["ExactSums"]
 
@@ -26,8 +26,8 @@ class ExactSums(Block):
     -------
     start : In(1) ; row : In(10)
         Make `row` the next to be summed or read.
-    initialise, a_shift, b_shift : In
-        Sums start from zero instead of from the stored row; scaling, see `SumLane`. Stable while there is work.
+    initialise, a_shift, b_shift, fgmp : In
+        Sums start from zero instead of from the stored row; scaling and FGMP, see `SumLane`. Stable during work.
     add : In(1)
         Take rows `a` and `b` in this cycle.
     first, last : In(1)
@@ -57,6 +57,7 @@ class ExactSums(Block):
                 "initialise": In(1),
                 "a_shift": In(signed(8)),
                 "b_shift": In(signed(8)),
+                "fgmp": In(SUM_FGMP),
                 "add": In(1),
                 "first": In(1),
                 "last": In(1),
@@ -75,8 +76,8 @@ class ExactSums(Block):
         psum = psum_layout(config.acc_bits)
         m.submodules.sums = sums = Sram(depth=config.sum_rows, width=psum.size * config.beat)
 
-        # Cycle t of `add`: halves; t + 1: PE's products, read of the stored row; t + 2: sum; t + 3: store.
-        load, *_ = self._delays(m, "load", self.add & self.first & ~self.initialise, 1)
+        # Cycle t of `add`: halves; t + 1: FGMP; t + 2: PE's products, read of the stored row; t + 3: sum; t + 4: store.
+        *_, load = self._delays(m, "load", self.add & self.first & ~self.initialise, 2)
         *_, store = self._delays(m, "store", self.add & self.last, self.LATENCY)
         read_row = Signal(10, reset_less=True)
         write_row = Signal(10, reset_less=True)
@@ -104,6 +105,7 @@ class ExactSums(Block):
                 lane.b.eq(self.b[i]),
                 lane.a_shift.eq(self.a_shift),
                 lane.b_shift.eq(self.b_shift),
+                lane.fgmp.eq(self.fgmp),
                 lane.start.eq(Mux(self.initialise, 0, stored)),
                 lane.round_enable.eq(self.round_enable),
                 lane.stored.eq(stored),

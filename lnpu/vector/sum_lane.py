@@ -1,21 +1,27 @@
 """One lane of the vector unit's exact sums."""
 
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
+from lnpu.fgmp.quantizer import Quantizer
 from lnpu.formats import psum_layout
 from lnpu.fp.accumulator_round import AccumulatorRound
 from lnpu.fp.half import SingleToHalf
 from lnpu.hdl import Block, place
 from lnpu.pe.pe import Pe
 
-__all__ = ["SumLane"]
+__all__ = ["SUM_FGMP", "SumLane"]
+
+SUM_FGMP = data.StructLayout({"quantise": 1, "lo": 15, "hi": 15, "below": 2, "above": 1})
+"""Whether and how FGMP is applied to what is summed: see `Quantizer`."""
 
 
 class SumLane(Block):
     """Adds f16(a * 2^-a_shift) * f16(b * 2^-b_shift) exactly to a running sum, and rounds sums to FP32.
 
-    An `a` that is zero of either sign as FP16 is skipped: it adds nothing, even against infinity or NaN.
+    With `fgmp.quantise`, the first factor is what FGMP keeps of it. One that is zero of either sign is skipped: it adds
+    nothing, even against infinity or NaN.
 
     Parameters
     ----------
@@ -27,10 +33,12 @@ class SumLane(Block):
     add : In(1)
         Take `a` and `b` in this cycle t. The sum with them is on `sum` from cycle t + LATENCY on.
     first : In(1)
-        With `add`: the sum restarts from `start`, sampled in cycle t + 2.
+        With `add`: the sum restarts from `start`, sampled in cycle t + 3.
     a, b : In(32)
     a_shift, b_shift : In(signed(8))
         Stable while elements are under way and while sums are rounded.
+    fgmp : In(SUM_FGMP)
+        Stable likewise.
     start : In(psum_layout(acc_bits))
     sum : Out(psum_layout(acc_bits))
     round_enable : In(1)
@@ -41,7 +49,7 @@ class SumLane(Block):
         RNE(stored * 2^(a_shift + b_shift)) of ROUND_LATENCY enabled cycles before.
     """
 
-    LATENCY = 3
+    LATENCY = 4
     ROUND_LATENCY = AccumulatorRound.LATENCY
 
     def __init__(self, *, acc_bits: int) -> None:
@@ -54,6 +62,7 @@ class SumLane(Block):
                 "b": In(32),
                 "a_shift": In(signed(8)),
                 "b_shift": In(signed(8)),
+                "fgmp": In(SUM_FGMP),
                 "start": In(psum_layout(acc_bits)),
                 "sum": Out(psum_layout(acc_bits)),
                 "round_enable": In(1),
@@ -77,10 +86,22 @@ class SumLane(Block):
             with m.If(self.add):
                 m.d.sync += half.eq(convert.o)
             halves.append(half)
-        a, b = halves
-        added = Signal()
-        load = Signal()
-        m.d.sync += [added.eq(self.add), load.eq(self.add & self.first)]
+        quantizer = place(m, "quantizer", Quantizer())
+        m.d.comb += [
+            quantizer.v.eq(halves[0]),
+            *(getattr(quantizer, name).eq(self.fgmp[name]) for name in ("lo", "hi", "below", "above")),
+        ]
+        a, b = Signal(16, reset_less=True), Signal(16, reset_less=True)
+        converted, restarted = Signal(), Signal()
+        added, load = Signal(), Signal()
+        m.d.sync += [
+            converted.eq(self.add),
+            restarted.eq(self.add & self.first),
+            added.eq(converted),
+            load.eq(restarted),
+        ]
+        with m.If(converted):
+            m.d.sync += [a.eq(Mux(self.fgmp.quantise, quantizer.value, halves[0])), b.eq(halves[1])]
         m.d.comb += [
             pe.a[0].eq(a),
             pe.b[0].eq(b),

@@ -16,6 +16,7 @@ from lnpu.vector.exact_sums import ExactSums
 from lnpu.vector.operand_fetch import OperandFetch
 from lnpu.vector.skid_buffer import SkidBuffer
 from lnpu.vector.strided_address import StridedAddress
+from lnpu.vector.sum_lane import SUM_FGMP
 from lnpu.vector.vector_lane import VectorLane
 
 __all__ = ["VectorUnit"]
@@ -54,8 +55,8 @@ class VectorUnit(Block):
     busy : Out(1)
         Set from the cycle after a command was taken until its last write has been taken or its last sum stored.
     error : Out(Error)
-        FIELD for one cycle, while `busy`, where the command was dropped: unknown operation, no beats, or sums beyond
-        the last row.
+        FIELD for one cycle, while `busy`, where the command was dropped: unknown operation, no beats, sums beyond the
+        last row, or below = 3 or lo > hi where a SUM quantises.
     read_a, read_b, read_c : Out(vmem_read_signature(config))
         `row` is looked at only in the cycle after a request was taken.
     write : Out(stream.Signature(vmem_write(config)))
@@ -104,6 +105,7 @@ class VectorUnit(Block):
             & (command.outer != 0)
             & (command.inner != 0)
             & ~(sums & (command.sum + command.outer > config.sum_rows))
+            & ~(summing & command.quantise & ((command.below == 3) | (command.lo > command.hi)))
         )
 
         start = Signal()
@@ -279,6 +281,7 @@ class VectorUnit(Block):
             exact.initialise.eq(command.initialise),
             exact.a_shift.eq(command.a_shift),
             exact.b_shift.eq(command.b_shift),
+            *(exact.fgmp[name].eq(command[name]) for name in SUM_FGMP.members),
             exact.add.eq(summing & beats[0].valid),
             exact.first.eq(beats[0].first),
             exact.last.eq(beats[0].end),

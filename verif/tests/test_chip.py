@@ -499,7 +499,6 @@ def bad_fields() -> dict[str, Command]:
     return {
         "LOAD: no pixels": Command(Opcode.LOAD, **LOAD | {"j_count": 0}),
         "LOAD: no beats": Command(Opcode.LOAD, **LOAD | {"channel_beats": 0}),
-        "LOAD: target": Command(Opcode.LOAD, **LOAD | {"target": 3}),
         "LOAD: no core": Command(Opcode.LOAD, **LOAD | {"target": Target.SPARSE.value}),
         "LOAD: no such core": Command(Opcode.LOAD, **LOAD | {"target": Target.DENSE.value, "cores": 4}),
         "LOAD: misaligned": Command(Opcode.LOAD, **LOAD | {"slots": SLOTS + 8}),

@@ -83,15 +83,6 @@ def test_batch_norm_and_sums():
     order = (0, 3, 1, 2)
     expected = batch_norm_apply(y.numpy().transpose(order), a, b, shortcut=other.transpose(order), rectify=True)
     np.testing.assert_array_equal(z.numpy().transpose(order), fgmp(expected, policy).values())
-    # Sums of an error, masked and before FGMP, and of it times the inputs of two batch norms.
-    error = rng.standard_normal(x.shape).astype(np.float32)
-    inputs = [torch.from_numpy(rng.standard_normal(x.shape).astype(np.float32)) for _ in range(2)]
-    sums = torch.empty(3, 24, dtype=torch.float64)
-    store(torch.from_numpy(error), policy, mask=z, sums=sums, factors=inputs)
-    kept = fgmp(np.where(z.numpy() > 0, error, 0), Policy(policy.scale)).values().astype(np.float64)
-    totals = [kept, kept * inputs[0].numpy(), kept * inputs[1].numpy()]
-    np.testing.assert_allclose(sums.numpy(), [total.sum((0, 1, 2)) for total in totals], rtol=1e-12, atol=1e-12)
-
     s = channel_sums(z, y).numpy()
     wide = z.numpy().astype(np.float64)
     np.testing.assert_allclose(s, [wide.sum((0, 1, 2)), (wide * y.numpy()).sum((0, 1, 2))], rtol=1e-12, atol=1e-12)
