@@ -186,13 +186,17 @@ def rectified(x: ArrayLike) -> F32:
     return np.where(np.signbit(x) & ~np.isnan(x), _ZERO, x)
 
 
-def vector_op(name: str, a: ArrayLike, b: ArrayLike = 0.0, c: ArrayLike = 0.0, *, rectify: bool = False) -> F32:
+def vector_op(
+    name: str, a: ArrayLike, b: ArrayLike = 0.0, c: ArrayLike = 0.0, *, rectify: bool = False, masked: bool = False
+) -> F32:
     """The elementwise operation of that name in the command set, on float32 arrays that broadcast.
 
     Parameters
     ----------
     rectify : bool
         Whether the result is `rectified`.
+    masked : bool
+        Whether it becomes +0 where c is not positive.
 
     Raises
     ------
@@ -205,7 +209,8 @@ def vector_op(name: str, a: ArrayLike, b: ArrayLike = 0.0, c: ArrayLike = 0.0, *
         raise ValueError(f"name must be one of {', '.join(_OPERATIONS)}, not {name!r}")
     function, operands = _OPERATIONS[name]
     result = function(*(a, b, c)[:operands])
-    return rectified(result) if rectify else result
+    result = rectified(result) if rectify else result
+    return keep_positive(result, c) if masked else result
 
 
 # Batch normalisation over the axes 0, 2, 3 of NCHW, or 0 of NC

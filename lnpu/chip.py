@@ -10,6 +10,7 @@ from lnpu.config import ChipConfig
 from lnpu.core.core import Core
 from lnpu.core.drain import Drain
 from lnpu.ctrl.command_processor import CommandProcessor
+from lnpu.ctrl.command_queue import CommandQueue
 from lnpu.ctrl.counters import Counters
 from lnpu.ctrl.registers import Registers
 from lnpu.fgmp.controller import FgmpController
@@ -88,9 +89,16 @@ class Chip(Block):
         # Commands.
         wiring.connect(m, registers.control, processor.control)
         for name, unit in units.items():
-            wiring.connect(m, getattr(processor, name), unit.command)
+            commands, busy, queued = unit.command, unit.busy, getattr(unit, "queued", None)
+            if queued is None:  # it takes one command at a time
+                queue = place(m, f"{name}_queue", CommandQueue())
+                wiring.connect(m, queue.o, unit.command)
+                m.d.comb += queue.unit_busy.eq(unit.busy)
+                commands, busy, queued = queue.i, queue.busy, queue.queued
+            wiring.connect(m, getattr(processor, name), commands)
             m.d.comb += [
-                getattr(processor, f"{name}_busy").eq(unit.busy),
+                getattr(processor, f"{name}_busy").eq(busy),
+                getattr(processor, f"{name}_queued").eq(queued),
                 getattr(processor, f"{name}_error").eq(unit.error),
                 getattr(counters, f"{name}_busy").eq(unit.busy),
             ]

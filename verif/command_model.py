@@ -288,4 +288,6 @@ class CommandModel:
             }[op]()
         if op is not VectorOp.COPY:
             result = canonical_fp32(result.astype(np.float32))
-        self.vmem[self._rows(f, "dst")] = rectified(result) if f["rectify"] else result
+        if f["rectify"]:
+            result = rectified(result)
+        self.vmem[self._rows(f, "dst")] = np.where(c > 0, result, np.float32(0)) if f["masked"] else result

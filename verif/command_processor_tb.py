@@ -10,7 +10,7 @@ from cocotb.triggers import RisingEdge
 
 from lnpu.config import ChipConfig
 from lnpu.ctrl.command_processor import CommandProcessor
-from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Target, Unit, layout_of
+from lnpu.ctrl.commands import COMMAND_BYTES, TAKES_TWO, Command, Opcode, Target, Unit, layout_of
 from lnpu.ctrl.counters import COUNTERS
 from lnpu.fgmp.controller import TENSOR_STATE, FgmpController
 from lnpu.interfaces import Error, memory_read_signature, memory_write_signature
@@ -164,7 +164,7 @@ class Chip:
         # Units, then cores: cycles left of the job, cycles until it shows as busy, command of the job
         self._left = [0] * (N + CORES)
         self._length = [0] * (N + CORES)
-        self.queued = 0
+        self.queued = 0  # as `busy`, a bit each
         self._hidden = [0] * (N + CORES)
         self._job = [0] * (N + CORES)
         self._ready = [True] * (N + CORES)
@@ -174,6 +174,8 @@ class Chip:
             getattr(dut, f"{unit}__ready").value = 1
             getattr(dut, f"{unit}_busy").value = 0
             getattr(dut, f"{unit}_error").value = 0
+        for unit in TAKES_TWO:
+            getattr(dut, f"{unit.name.lower()}_queued").value = 0
         for name in (
             "core_busy",
             "core_queued",
@@ -332,9 +334,10 @@ class Chip:
     def _check_waits(self, command: Command) -> None:
         for i in range(N):
             assert not (command.fields["wait_units"] >> i & 1 and self.busy(i)), f"does not wait for {UNITS[i]}"
+            assert not (command.fields["wait_unit_queues"] & self.queued) >> i & 1, f"does not wait for a {UNITS[i]}"
         for core in range(CORES):
             assert not (command.fields["wait_cores"] >> core & 1 and self.busy(N + core)), f"does not wait for {core}"
-            assert not (command.fields["wait_queues"] >> core & 1 and self.queued >> core & 1), f"queue of {core}"
+            assert not (command.fields["wait_queues"] >> core & 1 and self.queued >> (N + core) & 1), f"queue of {core}"
 
     def _jobs(self) -> None:
         dut = self.dut
@@ -356,16 +359,19 @@ class Chip:
             else:
                 busy, ready = False, True
             self._ready[i] = ready
+            # As if the second half of the job were a second command.
+            queued = busy and 2 * self._left[i] > self._length[i] and i != Unit.FGMP
+            self.queued |= queued << i
             if i < N:
+                if i in TAKES_TWO:
+                    getattr(dut, f"{UNITS[i]}_queued").value = int(queued)
                 getattr(dut, f"{UNITS[i]}_busy").value = int(busy)
                 getattr(dut, f"{UNITS[i]}__ready").value = int(ready)
             else:
                 cores_busy |= busy << (i - N)
-                # As if the second half of the job were a second command.
-                self.queued |= (busy and 2 * self._left[i] > self._length[i]) << (i - N)
                 cores_ready |= ready << (i - N)
         dut.core_busy.value = cores_busy
-        dut.core_queued.value = self.queued
+        dut.core_queued.value = self.queued >> N
         dut.core_ready.value = cores_ready
 
     def _fetch(self) -> None:
@@ -474,7 +480,8 @@ def random_command(random: Random, *, marks: bool = True, opcode: Opcode | None 
         opcode = Opcode.MULTIPLY
     raw = random.getrandbits(512) & ((1 << layout_of(opcode).size) - 1)
     fields = Command.decode((raw & ~0xFF | opcode.value).to_bytes(COMMAND_BYTES, "little")).fields
-    fields["wait_units"] &= random.getrandbits(8) & random.getrandbits(8)
+    for name in ("wait_units", "wait_unit_queues"):
+        fields[name] &= random.getrandbits(8) & random.getrandbits(8)
     for name in ("wait_cores", "wait_queues"):
         fields[name] &= random.getrandbits(16) & random.getrandbits(16)
     if opcode is Opcode.MULTIPLY:
@@ -498,7 +505,13 @@ def random_command(random: Random, *, marks: bool = True, opcode: Opcode | None 
 def random_state_command(random: Random) -> Command:
     """A command of the FGMP unit for tensor 1, 2 or 3 that waits for nothing."""
     command = random_command(random, opcode=random.choice((Opcode.ADAPT, Opcode.STATE, Opcode.COMMIT, Opcode.COMMIT)))
-    command.fields |= {"tensor": random.randint(1, 3), "wait_units": 0, "wait_cores": 0, "wait_queues": 0}
+    command.fields |= {
+        "tensor": random.randint(1, 3),
+        "wait_units": 0,
+        "wait_cores": 0,
+        "wait_queues": 0,
+        "wait_unit_queues": 0,
+    }
     return command
 
 
@@ -544,7 +557,7 @@ async def every_wait_bit(dut):
     everyone += [Command(Opcode.COMMIT, tensor=1), Command(Opcode.LOAD, target=Target.DENSE.value)]
     everyone += [Command(Opcode.MULTIPLY, cores=1 << core) for core in range(CORES)]
     program = []
-    waits = [{"wait_units": 1 << bit} for bit in range(N)]
+    waits = [{name: 1 << bit} for name in ("wait_units", "wait_unit_queues") for bit in range(N)]
     waits += [{name: 1 << core} for name in ("wait_cores", "wait_queues") for core in range(CORES)]
     for wait in waits:
         program += [*everyone, Command(Opcode.VECTOR, **wait)]
@@ -559,6 +572,7 @@ async def wait_bits_without_unit(dut):
         Command(
             Opcode.NOP,
             wait_units=0xFF & ~((1 << N) - 1),
+            wait_unit_queues=0xFF & ~((1 << N) - 1),
             wait_cores=0xFFFF & ~((1 << CORES) - 1),
             wait_queues=0xFFFF & ~((1 << CORES) - 1),
         ),
@@ -803,7 +817,7 @@ async def dynamic_tensors(dut):
             if chip.random.random() < 0.6:
                 program.append(random_state_command(chip.random))
             command = random_command(chip.random, opcode=opcode)
-            command.fields |= {"wait_units": 0, "wait_cores": 0, "wait_queues": 0}
+            command.fields |= {"wait_units": 0, "wait_cores": 0, "wait_queues": 0, "wait_unit_queues": 0}
             if tensors is not None:
                 command.fields |= dict(zip(TENSORS[opcode], tensors, strict=False))
             program.append(command)
@@ -844,6 +858,7 @@ async def end_during_resolution(dut):
                 "wait_units": 0,
                 "wait_cores": 0,
                 "wait_queues": 0,
+                "wait_unit_queues": 0,
             }
             program.append(drain)
         program.append(Command(Opcode.END))

@@ -173,6 +173,8 @@ class Model:
             result = compute(op, *(self.operand(fields, name) for name in "abc"))
         if fields["rectify"]:
             result = np.where((result >> 31 != 0) & ~is_nan(result), np.uint32(0), result)
+        if fields["masked"] and op != VectorOp.SUM_OUT:
+            result = np.where(self.operand(fields, "c").view(np.float32) > 0, result, np.uint32(0))
         for address, row in zip(walk(fields, "dst").ravel(), result.reshape(-1, BEAT), strict=True):
             self.memory[address] = row
 
@@ -192,7 +194,8 @@ def walk(fields: dict, name: str) -> np.ndarray:
 
 def memory_operands(op: VectorOp, fields: dict) -> list[str]:
     """Operands that a command reads from the vector memory."""
-    reads = {"a": op != VectorOp.SUM_OUT, "b": op in READS_B, "c": op in READS_C}
+    masked = fields.get("masked", 0) and op not in (VectorOp.SUM, VectorOp.SUM_OUT)
+    reads = {"a": op != VectorOp.SUM_OUT, "b": op in READS_B, "c": op in READS_C or masked}
     return [name for name, used in reads.items() if used and not fields.get(f"{name}_immediate")]
 
 
@@ -374,7 +377,7 @@ def random_command(random: np.random.Generator, op: VectorOp, *, beats: int, ini
         for name in ("a_shift", "b_shift"):
             fields[name] = int(random.choice([0, random.integers(-12, 13), random.integers(-128, 128)]))
         fields["initialise"] = int(random.random() < 0.5)
-        fields["rectify"] = int(random.random() < 0.3)
+        fields |= {"rectify": int(random.random() < 0.3), "masked": int(random.random() < 0.3)}
         limits = sorted(int(limit) for limit in random.choice([random.integers(1 << 15), 0x2000, 0x5C00, 0], 2))
         fields |= {"quantise": int(random.random() < 0.5), "lo": limits[0], "hi": limits[1]}
         fields |= {"below": int(random.integers(3)), "above": int(random.integers(2))}
@@ -461,8 +464,8 @@ async def special_pairs(dut):
         fields = {"op": op.value, "outer": 1, "inner": count}
         for name, base in zip(("a", "b", "c", "dst"), (0x1000, 0x2000, 0x3000, 0x4000), strict=True):
             fields |= {name: base, f"{name}_inner": 1}
-        for rectify in (0, 1):
-            await bench.run(fields | {"rectify": rectify})
+        for flags in ({}, {"rectify": 1}, {"masked": 1}, {"rectify": 1, "masked": 1}):
+            await bench.run(fields | flags)
     for chunk in range(0, rows, CONFIG.sum_rows):  # a sum of each pair alone
         count = min(CONFIG.sum_rows, rows - chunk)
         fields = {"op": VectorOp.SUM.value, "outer": count, "inner": 1, "initialise": 1}

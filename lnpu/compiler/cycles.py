@@ -336,6 +336,9 @@ class _Model:
         """What a command waits for the longest, and until when."""
         cause, start = "issue", ready
         waits = [(self.units[bit], _UNIT_NAMES[bit]) for bit in range(len(Unit)) if f["wait_units"] >> bit & 1]
+        waits += [
+            (self.units_before[bit], _UNIT_NAMES[bit]) for bit in range(len(Unit)) if f["wait_unit_queues"] >> bit & 1
+        ]
         waits += [(self.cores[core], "cores") for core in _bits(f["wait_cores"])]
         waits += [(self.cores_before[core], "cores") for core in _bits(f["wait_queues"])]
         if command.opcode is Opcode.MULTIPLY:
@@ -366,7 +369,8 @@ class _Model:
             case Opcode.LOAD | Opcode.LOAD_RAW:
                 begin, end = self._load(command, f, start)
             case _:
-                begin, end = start, start + self._duration(command, f, start)
+                begin = max(start, self.units[unit_of(command)])
+                end = begin + self._duration(command, f, begin)
         unit = unit_of(command)
         self.units_before[unit], self.units[unit] = self.units[unit], end
         self.segment.busy[_UNIT_NAMES[unit]] += end - max(begin, start)

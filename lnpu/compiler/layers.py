@@ -23,6 +23,7 @@ __all__ = [
     "NormTensors",
     "Optimiser",
     "Workspace",
+    "add_and_mask",
     "finish_statistics",
     "lower_average_pool",
     "lower_average_pool_grad",
@@ -371,6 +372,16 @@ def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, norm: NormTensors, 
         sums.finish(block)
 
 
+def add_and_mask(space: Workspace, tile: Tile, place: int, terms: Sequence[int], mask: int | None) -> None:
+    """Add the tiles at rows `terms` to the one at `place`; then it keeps what is positive in the one at `mask`."""
+    size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
+    for row in terms:
+        last = mask is not None and row == terms[-1]
+        space.vectors.vector(Op.ADD, place, place, row, mask if last else None, **size, masked=last)
+    if mask is not None and not terms:
+        space.vectors.vector(Op.KEEP_POSITIVE, place, place, mask, **size)
+
+
 def lower_sum_errors(
     space: Workspace, terms: Sequence[Tensor], mask: Tensor | None, out: Tensor, sums: ErrorSums
 ) -> None:
@@ -385,11 +396,7 @@ def lower_sum_errors(
                 v.load(source, tile, row)
 
         def compute(tile: Tile, at: list[int], first: bool) -> None:
-            size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
-            for row in at[1 : len(terms)]:
-                v.vector(Op.ADD, at[0], at[0], row, **size)
-            if mask is not None:
-                v.vector(Op.KEEP_POSITIVE, at[0], at[0], at[len(terms)], **size)
+            add_and_mask(space, tile, at[0], at[1 : len(terms)], at[len(terms)] if mask is not None else None)
             sums.add(tile, at[0], at[len(operands) :], first=first)
 
         space.stream(out, block, len(sources), load, compute, lambda tile, at: v.store(out, tile, at[0]))

@@ -150,7 +150,7 @@ class Program:
             unit = unit_of(command)
             own = [("unit", int(unit))]
             depth = 2 if unit in TAKES_TWO else 1
-        waits = {"unit": 0, "core": 0, "queue": 0}
+        waits = {"unit": 0, "core": 0, "queue": 0, "unit_queue": 0}
         for key, commands in self._busy.items():
             if key in own:
                 continue
@@ -165,8 +165,9 @@ class Program:
             ]
             if not any(conflicts):
                 continue
-            if key[0] == "core" and not conflicts[-1]:  # the last command may go on
-                waits["queue"] |= 1 << key[1]
+            two = key[0] == "core" or key[1] in TAKES_TWO
+            if two and not conflicts[-1]:  # the last command may go on
+                waits["queue" if key[0] == "core" else "unit_queue"] |= 1 << key[1]
                 del commands[:-1]
             else:
                 waits[key[0]] |= 1 << key[1]

@@ -251,10 +251,12 @@ class VectorBuilder:
         inner: int,
         broadcast: str = "",
         rectify: bool = False,
+        masked: bool = False,
         loss_scaling: int = 0,
     ) -> None:
         """`op` on `outer` x `inner` rows. A float operand is an immediate; operands named in `broadcast` ("a", "b",
-        "c") are per-channel rows, the same for every outer step. `rectify`: results that are not positive become +0."""
+        "c") are per-channel rows, the same for every outer step. `rectify`: results that are not positive become +0;
+        `masked`: those whose c is not positive."""
         size = outer * inner
         # With per-channel rows the loops are exchanged: the unit then reads such a row once for all pixels.
         loops = {"outer": inner, "inner": outer} if broadcast else {"outer": outer, "inner": inner}
@@ -278,6 +280,7 @@ class VectorBuilder:
             op=op.value,
             **loops,
             rectify=int(rectify),
+            masked=int(masked),
             dst=dst,
             dst_outer=1 if broadcast else inner,
             dst_inner=inner if broadcast else 1,

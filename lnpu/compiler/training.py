@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from golden.controller import Targets
 from golden.fgmp import POLICIES, Policy
@@ -559,12 +558,10 @@ class TrainingStep:
         operands = [*addends, *([mask] if mask is not None else [])]
 
         def epilogue(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
-            size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
             for operand, row in zip([*operands, *sums.inputs], scratch, strict=True):
                 v.load(operand, tile, row)
-            for operand, row in zip(operands, scratch, strict=False):
-                which = VectorOp.KEEP_POSITIVE if operand is mask else VectorOp.ADD
-                v.vector(which, place, place, row, **size)
+            at_mask = scratch[len(addends)] if mask is not None else None
+            layers.add_and_mask(space, tile, place, scratch[: len(addends)], at_mask)
             sums.add(tile, place, scratch[len(operands) :], first=first)
             v.store(out, tile, place)
 

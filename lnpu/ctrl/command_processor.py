@@ -5,7 +5,7 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
-from lnpu.ctrl.commands import COMMAND_BYTES, UNITS, Opcode, Unit, layout_of
+from lnpu.ctrl.commands import COMMAND_BYTES, TAKES_TWO, UNITS, Opcode, Unit, layout_of
 from lnpu.ctrl.counters import COUNTERS, Counters
 from lnpu.ctrl.registers import control_signature
 from lnpu.fgmp.controller import TENSOR_STATE, FgmpController
@@ -29,9 +29,10 @@ class CommandProcessor(Block):
 
     Commands are fetched ahead, into room for `CommandProcessor.PREFETCH` commands, and start in order. A command is
     looked at for a cycle (unknown opcode, bits beyond its fields, cores of MULTIPLY, address of MARK), waits until the
-    units and cores of its wait masks are idle (`wait_queues`: not queued) and its own unit is ready (MULTIPLY: all its
-    cores), and is offered to it in the next cycle. Bits of the wait masks without a unit or core are as if it were
-    idle. A command can start every four cycles, but also not faster than one word of the bus a cycle brings them.
+    units and cores of its wait masks are idle (`wait_queues`, `wait_unit_queues`: not queued) and its own unit is ready
+    (MULTIPLY: all its cores), and is offered to it in the next cycle. Bits of the wait masks without a unit or core are
+    as if it were idle. A command can start every four cycles, but also not faster than one word of the bus a cycle
+    brings them.
 
     The program ends at END, at the first error or by an abort: then nothing more is started, and when every unit is
     idle, prefetched commands have come (and been dropped), and nothing has happened for `CommandProcessor.SETTLE`
@@ -61,12 +62,14 @@ class CommandProcessor(Block):
         A unit may be ready whether or not `valid` is set, and must stay ready until it takes a command.
     load_busy, load_dense_busy, store_busy, vector_busy, drain_busy, fgmp_busy : In(1)
         Must be set at the latest in the second cycle after the one in which the unit took a command.
+    load_queued, load_dense_queued, store_queued, vector_queued, drain_queued : In(1)
+        The unit has a command that it took before the last one. As early as `busy`.
     core_command : Out(512); core_valid : Out(config.cores); core_ready : In(config.cores)
         Streams of the cores, which all have the same payload. The cores of a MULTIPLY take it in the same cycle.
     core_busy : In(config.cores)
         As for the units.
     core_queued : In(config.cores)
-        The core has a command that it took before the last one. As early as `core_busy`.
+        Likewise.
     load_error, load_dense_error, store_error, vector_error, drain_error, fgmp_error : In(Error)
         `Error.NONE`, or for a cycle the code of an error. At the latest `SETTLE - 3` cycles after the first cycle in
         which `busy` is low.
@@ -95,6 +98,7 @@ class CommandProcessor(Block):
             "mark": Out(memory_write_signature(config)),
             **{unit.name.lower(): Out(command_stream()) for unit in Unit},
             **{f"{unit.name.lower()}_busy": In(1) for unit in Unit},
+            **{f"{unit.name.lower()}_queued": In(1) for unit in TAKES_TWO},
             "core_command": Out(8 * COMMAND_BYTES),
             "core_valid": Out(config.cores),
             "core_ready": In(config.cores),
@@ -267,16 +271,18 @@ class CommandProcessor(Block):
         header = data.View(layout_of(Opcode.NOP), command[: layout_of(Opcode.NOP).size])
         multiply = data.View(layout_of(Opcode.MULTIPLY), command[: layout_of(Opcode.MULTIPLY).size])
         mark = data.View(layout_of(Opcode.MARK), command[: layout_of(Opcode.MARK).size])
-        unit_busy = Signal(units)
+        unit_busy, unit_queued = Signal(units), Signal(units)
         wait_over, own_ready, may_start = Signal(), Signal(), Signal()
         target_units, target_cores = Signal(units), Signal(cores)  # that the command goes to
         m.d.comb += [
             opcode.eq(command[:8]),
             unit_busy.eq(Cat(getattr(self, f"{unit.name.lower()}_busy") for unit in Unit)),
+            *(unit_queued[unit].eq(getattr(self, f"{unit.name.lower()}_queued")) for unit in TAKES_TWO),
             wait_over.eq(
                 ~(header.wait_units[:units] & unit_busy).any()
                 & ~(header.wait_cores[:cores] & self.core_busy).any()
                 & ~(header.wait_queues[:cores] & self.core_queued).any()
+                & ~(header.wait_unit_queues[:units] & unit_queued).any()
             ),
             own_ready.eq(
                 ~(target_units & ~Cat(getattr(self, unit.name.lower()).ready for unit in Unit)).any()

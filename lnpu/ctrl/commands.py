@@ -5,10 +5,11 @@ A command is 64 bytes, little endian: the fields of its layout from bit 0 up, th
 - `opcode` (8 bits),
 - `wait_units` (8 bits): a set of `Unit`s that must be idle before the command starts,
 - `wait_cores` (16 bits): likewise, one bit a core,
-- `wait_queues` (16 bits): cores that must have done all their commands but the last one.
+- `wait_queues` (16 bits): cores that must have done all their commands but the last one,
+- `wait_unit_queues` (8 bits): likewise, one bit a `Unit`.
 
-Commands start in program order; units then work side by side. A unit takes its next command when it is idle, but a core
-and the two LOAD units take one more while another is running.
+Commands start in program order; units then work side by side. A unit takes one more command while another is running,
+but the FGMP controller takes one only when it is idle.
 """
 
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ UNITS: dict[Opcode, Unit] = {
 }
 """Where commands go that are not for cores; but LOAD goes to LOAD_DENSE by its target, see `unit_of`."""
 
-TAKES_TWO = (Unit.LOAD, Unit.LOAD_DENSE)
+TAKES_TWO = (Unit.LOAD, Unit.LOAD_DENSE, Unit.STORE, Unit.VECTOR, Unit.DRAIN)
 """Units that, like cores, take a command while another is running."""
 
 
@@ -114,9 +115,9 @@ READS_B = (
     VectorOp.KEEP_EQUAL, VectorOp.DIV, VectorOp.GREATER_EQUAL, VectorOp.SUM,
 )  # fmt: skip
 READS_C = (VectorOp.MULADD, VectorOp.KEEP_EQUAL)
-"""Operations that have an operand b, and c."""
+"""Operations that have an operand b, and c (others read c if they are masked)."""
 
-_HEADER = {"opcode": 8, "wait_units": 8, "wait_cores": 16, "wait_queues": 16}
+_HEADER = {"opcode": 8, "wait_units": 8, "wait_cores": 16, "wait_queues": 16, "wait_unit_queues": 8}
 
 
 def _strided(name: str, base, stride, loops: str) -> dict:
@@ -238,6 +239,7 @@ _FIELDS: dict[Opcode, dict] = {
         "c_immediate": 1,
         "initialise": 1,  # SUM starts from zero
         "rectify": 1,  # results below zero, and -0, become +0
+        "masked": 1,  # results whose c is not positive become +0; SUM and SUM_OUT do not look at it
         "quantise": 1,  # SUM takes what FGMP would keep of a, by ...
         "lo": 15,  # ... these fields, as of STORE
         "hi": 15,

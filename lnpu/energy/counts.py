@@ -160,7 +160,7 @@ class _Counter:
         same = all(f.get(f"a{part}", 0) == f.get(f"b{part}", 0) for part in ("", "_outer", "_inner"))
         if op in READS_B and not f["b_immediate"] and not same:
             reads += rows if f["b_inner"] else f["outer"]
-        if op in READS_C and not f["c_immediate"]:
+        if (op in READS_C or f["masked"]) and not f["c_immediate"]:
             reads += rows if f["c_inner"] else f["outer"]
         writes = 0 if op is VectorOp.SUM else f["outer"] if op is VectorOp.SUM_OUT else rows
         found["vmem_read_bits"] += reads * row

@@ -238,6 +238,8 @@ class LoadUnit(Block):
         Ready while at most one command is being run, and that one needs no more requests.
     busy : Out(1)
         From the cycle after a command has been taken until the last effect of all that have been taken is done.
+    queued : Out(1)
+        A command has been taken while the one before is not done.
     error : Out(Error)
     table : Out(memory_read_signature(config))
         Reads of the length table. Its data is always taken at once.
@@ -254,6 +256,7 @@ class LoadUnit(Block):
             {
                 "command": In(command_stream()),
                 "busy": Out(1),
+                "queued": Out(1),
                 "error": Out(Error),
                 "table": Out(memory_read_signature(config)),
                 "memory": Out(memory_read_signature(config)),
@@ -285,7 +288,12 @@ class LoadUnit(Block):
         valid_load, valid_raw = self._valid_load(m, load), self._valid_raw(m, raw)
 
         reporting = Cat(pending.as_value(), self.error.as_value()).any()
-        m.d.comb += [fetching.eq(1), self.busy.eq(fetching | placing | reporting)]
+        handed_over = Signal()  # what is being placed is the same command
+        m.d.comb += [
+            fetching.eq(1),
+            self.busy.eq(fetching | placing | reporting),
+            self.queued.eq(fetching & placing & ~handed_over),
+        ]
         with m.FSM(name="load"):
             with m.State("idle"):
                 m.d.comb += [self.command.ready.eq(1), fetching.eq(0)]
@@ -311,8 +319,10 @@ class LoadUnit(Block):
             with m.State("hand over"), m.If(~placing):
                 m.d.comb += hand_over.eq(1)
                 m.next = "fetch"
-            with m.State("fetch"), m.If(fetch_done):
-                m.next = "idle"
+            with m.State("fetch"):
+                m.d.comb += handed_over.eq(1)
+                with m.If(fetch_done):
+                    m.next = "idle"
             with m.State("start raw"), m.If(~placing):
                 m.d.comb += start_raw.eq(1)
                 m.d.sync += raw_active.eq(1)

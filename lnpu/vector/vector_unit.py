@@ -41,7 +41,8 @@ class VectorUnit(Block):
     the other. An operand's rows are read in order, and a beat's row is written after the beat's operands were read:
     `dst` may be the same walk as an operand, but no row may be written that a later beat reads. SUM_OUT ignores a, b
     and c, and writes its row for each inner index. With `rectify`, results below zero and -0 are written as +0; NaNs
-    stay. Nothing but the two loops and the operation is checked here; the vector memory checks the addresses.
+    stay. With `masked`, results whose c is not positive are. Nothing but the two loops and the operation is checked
+    here; the vector memory checks the addresses.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ class VectorUnit(Block):
         rounding = Signal()
         m.d.comb += [
             reads_b.eq(op_in(*READS_B) & ~command.b_immediate),
-            reads_c.eq(op_in(*READS_C) & ~command.c_immediate),
+            reads_c.eq((op_in(*READS_C) | (command.masked & ~sums)) & ~command.c_immediate),
             summing.eq(op_in(VectorOp.SUM)),
             rounding.eq(op_in(VectorOp.SUM_OUT)),
             sums.eq(summing | rounding),
@@ -254,11 +255,18 @@ class VectorUnit(Block):
             m.d.sync += [beats[0][flag].eq(arrived_beat[flag]) for flag in ("first", "end", "last")]
         with m.If(~self.busy):  # beats whose results were taken are on their way still: past this operation's stage
             m.d.sync += [beat.valid.eq(0) for beat in beats]
-        result = Signal(BEAT)
+        # keeps[k] likewise: which elements' c is positive.
+        keeps = [Signal(config.beat, name=f"keep{k}", reset_less=True) for k in range(len(beats))]
+        m.d.comb += keeps[0].eq(Cat(~x[31] & x[:31].any() & ~is_nan(x) for x in c))
+        with m.If(enable):
+            m.d.sync += [after.eq(before) for before, after in pairwise(keeps)]
+        result, keep = Signal(BEAT), Signal(config.beat)
         with m.Switch(command.op):
             for op, latency in taps.items():
                 with m.Case(op.value):
-                    m.d.comb += result.eq(beats[latency])
+                    m.d.comb += [result.eq(beats[latency]), keep.eq(keeps[latency])]
+        masked = Signal()
+        m.d.comb += masked.eq(command.masked & ~sums)
 
         result_row = Signal(row)
         for i in range(config.beat):
@@ -273,7 +281,7 @@ class VectorUnit(Block):
                 lane.c.eq(c[i]),
                 computed.eq(Mux(rounding, exact.o[i], lane.o)),
                 negative.eq(computed[31] & ~is_nan(computed)),
-                result_row[i].eq(Mux(command.rectify & negative, 0, computed)),
+                result_row[i].eq(Mux((command.rectify & negative) | (masked & ~keep[i]), 0, computed)),
             ]
         m.d.comb += [
             exact.start.eq(start),

@@ -805,10 +805,14 @@ def test_operands_that_do_not_fit() -> None:
 
 
 def waits(program: Program) -> list[tuple]:
-    """Units and cores that each command waits for, and cores whose queues it waits for if there are any."""
+    """Units and cores that each command waits for, and cores whose queues it waits for if there are any.
+
+    A unit that may still do its last command is (unit, "queue").
+    """
     return [
         (
-            {unit for unit in Unit if c.fields["wait_units"] >> unit & 1},
+            {unit for unit in Unit if c.fields["wait_units"] >> unit & 1}
+            | {(unit, "queue") for unit in Unit if c.fields["wait_unit_queues"] >> unit & 1},
             c.fields["wait_cores"],
             *([c.fields["wait_queues"]] if c.fields["wait_queues"] else []),
         )
@@ -842,13 +846,18 @@ def test_hazards() -> None:
     assert emitted((store, [A], [], {}), (vector, [B], [BOTH], {}))[1] == ({Unit.STORE}, 0)
     assert emitted((store, [A], [], {}), (vector, [A], [B], {}))[1] == (set(), 0)
     assert emitted((load, [], [A], {}), (vector, [B], [B], {}))[1] == (set(), 0)
-    # A unit takes a command only when it is idle, so what it did before is over; but LOAD takes a second one.
-    assert emitted((vector, [], [A], {}), (vector, [], [B], {}), (store, [A], [], {}))[2] == (set(), 0)
+    # A unit takes a second command, so that what it did before that is over when it takes a third; not so FGMP.
+    queue = {(Unit.VECTOR, "queue")}
+    assert emitted((vector, [], [A], {}), (vector, [], [B], {}), (store, [A], [], {}))[2] == (queue, 0)
+    assert emitted((vector, [], [A], {}), (vector, [], [B], {}), (store, [B], [], {}))[2] == ({Unit.VECTOR}, 0)
+    assert emitted((vector, [], [A], {}), *2 * [(vector, [], [B], {})], (store, [A], [], {}))[3] == (set(), 0)
+    adapt = (Opcode.ADAPT, [], [A], {})
+    assert emitted(adapt, (Opcode.ADAPT, [], [B], {}), (store, [A], [], {}))[2] == (set(), 0)
     raw = (Opcode.LOAD_RAW, [], [B], {})
     dense = (load, [], [B], {"target": Target.DENSE.value})  # by another unit
     assert emitted((load, [], [A], {}), dense, (vector, [A, B], [], {}))[2] == ({Unit.LOAD, Unit.LOAD_DENSE}, 0)
     assert emitted(dense, (load, [], [B], {}))[1] == ({Unit.LOAD_DENSE}, 0)
-    assert emitted((load, [], [A], {}), raw, (vector, [A], [], {}))[2] == ({Unit.LOAD}, 0)
+    assert emitted((load, [], [A], {}), raw, (vector, [A], [], {}))[2] == ({(Unit.LOAD, "queue")}, 0)
     assert emitted((load, [], [A], {}), raw, raw, (vector, [A], [], {}))[3] == (set(), 0)
     assert emitted((load, [], [A], {}), (Opcode.LOAD_RAW, [A], [A], {}))[1] == (set(), 0)
     # What has been waited for is over, for good; others are not.
