@@ -1,4 +1,4 @@
-"""Testbench of `GatedCore` in `CoreTwins`: anything at any time, every output in every cycle, and a clock that rests."""
+"""Testbench of `GatedCore` in `CoreTwins`: anything at any time, every output in every cycle, rests of the clock."""
 
 from enum import Enum, auto
 
