@@ -10,7 +10,7 @@ __all__ = ["sdc"]
 
 
 def sdc(config: ChipConfig, top: Block) -> str:
-    """`lnpu.sdc`: one clock, delays of all other ports of `top` as parts of its period, no exceptions.
+    """`lnpu.sdc`: one clock (it passes the clock gates), delays of all other ports of `top` as parts of its period, no exceptions.
 
     The period and the other figures are variables at the head: starting points, not results of a layout.
     """
@@ -31,6 +31,7 @@ set output_load 0.02
 
 create_clock -name clk -period $period [get_ports clk]
 set_clock_uncertainty $uncertainty [get_clocks clk]
+# It goes through the clock gates of the cores, whose cells bring the checks of their enables.
 
 # Everything is synchronous to clk, rst too: no false paths, no multicycle paths.
 set inputs [get_ports {{
