@@ -10,7 +10,7 @@ __all__ = ["sdc"]
 
 
 def sdc(config: ChipConfig, top: Block) -> str:
-    """`lnpu.sdc`: one clock (it passes the clock gates), delays of all other ports of `top` as parts of its period, no exceptions.
+    """`lnpu.sdc`: one clock, delays of all other ports of `top` as parts of its period, no exceptions.
 
     The period and the other figures are variables at the head: starting points, not results of a layout.
     """

@@ -132,7 +132,16 @@ def test_headers_compile_together_and_agree_with_the_tables(folder, tmp_path):
 
 
 def test_files_are_deterministic(folder):
-    names = ("lnpu.rdl", "lnpu_commands.h", "lnpu_config.h", "lnpu.sdc", "lnpu.core", "SRAMS.md", "lint_waivers.vlt", "clock/lnpu_clock_gate.v")
+    names = (
+        "lnpu.rdl",
+        "lnpu_commands.h",
+        "lnpu_config.h",
+        "lnpu.sdc",
+        "lnpu.core",
+        "SRAMS.md",
+        "lint_waivers.vlt",
+        "clock/lnpu_clock_gate.v",
+    )
     before = {name: (folder / name).read_bytes() for name in names}
     write_verilog(TINY, folder)
     assert before == {name: (folder / name).read_bytes() for name in names}
