@@ -5,10 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from amaranth.hdl import Module
-from amaranth.lib.wiring import In, Out
 
-from lnpu.hdl import Block, ClockGate, place
 from lnpu.mem.fifo import RegisterFifo
 from lnpu.pe.pe import Pe
 from lnpu.synth.fanout import limit_fanout
@@ -18,6 +15,7 @@ from lnpu.synth.netlist import cell_models, synthesise, synthesise_blocks
 from lnpu.synth.plots import squarify
 from lnpu.synth.timing import critical_paths
 from lnpu.synth.yosys import SynthesisError, run_yosys
+from verif.resting import Resting
 from verif.runner import run
 
 LIBRARY = """
@@ -181,33 +179,6 @@ def test_path_order(tmp_path):
         delays[netlist.top] = paths["register"].delay
     small, large = delays.values()
     assert 0.5 < small < large < 100
-
-
-class Nibble(Block):
-    """Counts."""
-
-    def __init__(self) -> None:
-        super().__init__({"value": Out(4)})
-
-    def elaborate(self, platform):
-        m = Module()
-        m.d.sync += self.value.eq(self.value + 1)
-        return m
-
-
-class Resting(Block):
-    """Counts while a register says so."""
-
-    def __init__(self) -> None:
-        super().__init__({"value": Out(4), "go": In(1)})
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.gate = gate = ClockGate()
-        m.d.sync += gate.enable.eq(self.go)
-        counter = place(m, "counter", Nibble(), clock=gate.gated_clk)
-        m.d.comb += self.value.eq(counter.value)
-        return m
 
 
 @needs_osu018
