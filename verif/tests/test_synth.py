@@ -9,7 +9,7 @@ import pytest
 from lnpu.mem.fifo import RegisterFifo
 from lnpu.pe.pe import Pe
 from lnpu.synth.fanout import limit_fanout
-from lnpu.synth.liberty import OSU018, LibertyError, read_liberty
+from lnpu.synth.liberty import OSU018, Latch, LibertyError, read_liberty
 from lnpu.synth.macros import Macro, name_macros
 from lnpu.synth.netlist import cell_models, synthesise, synthesise_blocks
 from lnpu.synth.plots import squarify
@@ -78,6 +78,27 @@ def test_liberty_without(tmp_path):
         read_liberty(tmp_path / "none.lib")
     with pytest.raises(LibertyError, match="nand2"):
         _ = read_liberty(write(tmp_path / "a.lib", LIBRARY.replace("NAND2X1", "NOR2X1"))).nand2_area
+
+
+LATCHES = """
+  cell (LATR) { area : 2; latch (IQ, IQN) { data_in : "D"; enable : "!GN"; clear : "!R"; }
+    pin(Q) { direction : output; function : "IQ"; } }
+  cell (LATP) { area : 5; latch ("IQ","IQN") { enable : "G"; data_in : "D"; } pin("D") { direction : input; }
+    pin("Q") { direction : output; function : "IQ"; } }
+  cell (LATN) { area : 7; latch (IQ, IQN) { data_in : "D"; enable : "(!GN)"; } pin(D) { direction : input; }
+    pin(QN) { direction : output; function : "IQN"; } pin(Q) { direction : output; function : "IQ"; } }
+  cell (DFF)"""
+
+
+def test_latch(tmp_path):
+    """The latch of clock gates: without reset, and open while its enable is low if there is such a one."""
+    text = LIBRARY.replace("  cell (DFF)", LATCHES)
+    liberty = read_liberty(write(tmp_path / "latches.lib", text))
+    assert set(liberty.latches) == {"LATP", "LATN"}
+    assert liberty.latch == ("LATN", Latch(data="D", enable="GN", low=True, output="Q"))
+    assert liberty.clocks == {"DFF": "CLK"}
+    with pytest.raises(LibertyError, match="needs a latch"):
+        _ = read_liberty(write(tmp_path / "small.lib")).latch
 
 
 def test_macro_names():
