@@ -7,8 +7,8 @@ from amaranth.lib.wiring import In, Out
 from lnpu.bus.axi_reader import AxiReader
 from lnpu.bus.axi_writer import AxiWriter
 from lnpu.config import ChipConfig
-from lnpu.core.core import Core
 from lnpu.core.drain import Drain
+from lnpu.core.gated_core import GatedCore
 from lnpu.ctrl.command_processor import CommandProcessor
 from lnpu.ctrl.command_queue import CommandQueue
 from lnpu.ctrl.counters import Counters
@@ -68,7 +68,7 @@ class Chip(Block):
         vector = place(m, "vector", VectorUnit(config=config))
         vmem = place(m, "vmem", VectorMemory(config=config))
         drain = place(m, "drain", Drain(config=config))
-        cores = [place(m, f"core_{i}", Core(config=config)) for i in range(config.cores)]
+        cores = [place(m, f"core_{i}", GatedCore(config=config)) for i in range(config.cores)]
         fgmp = place(m, "fgmp", FgmpController(config=config))
         records = place(m, "records", RecordWriter(config=config))
         units = {"load": load, "load_dense": load_dense, "store": store, "vector": vector, "drain": drain}

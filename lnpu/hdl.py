@@ -11,11 +11,11 @@ from pathlib import Path
 
 from amaranth.back import rtlil
 from amaranth.back.verilog import _convert_rtlil_text
-from amaranth.hdl import ClockSignal, Elaboratable, Instance, ResetSignal
+from amaranth.hdl import ClockSignal, Const, Elaboratable, Instance, ResetSignal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
-__all__ = ["Block", "Placed", "Sram", "emit_verilog", "place"]
+__all__ = ["Block", "ClockGate", "Placed", "Sram", "emit_verilog", "place"]
 
 
 class Block(wiring.Component):
@@ -46,8 +46,9 @@ class Block(wiring.Component):
 class Placed(Elaboratable):
     """One instance of a `Block` in its parent; has the module's ports as attributes."""
 
-    def __init__(self, module: Block, label: str) -> None:
+    def __init__(self, module: Block, label: str, clock: Value | None = None) -> None:
         self.module = module
+        self._clock = ClockSignal() if clock is None else clock
         self.signature = module.signature
         for name, value in self.signature.members.create(path=(label,)).items():
             setattr(self, name, value)
@@ -55,7 +56,7 @@ class Placed(Elaboratable):
     def elaborate(self, platform):
         ports = {}
         if not self.module.combinational:
-            ports.update(i_clk=ClockSignal(), i_rst=ResetSignal())
+            ports.update(i_clk=self._clock, i_rst=ResetSignal())
         for path, member, value in self.signature.flatten(self):
             direction = "o" if member.flow is Out else "i"
             ports[f"{direction}_{'__'.join(map(str, path))}"] = value
@@ -66,10 +67,10 @@ class Placed(Elaboratable):
 _placed: dict[str, Block] = {}
 
 
-def place(m, name: str, module: Block) -> Placed:
-    """Add an instance of `module` to `m` as submodule `name` and return it."""
+def place(m, name: str, module: Block, *, clock: Value | None = None) -> Placed:
+    """Add an instance of `module` to `m` as submodule `name` and return it; `clock` is the parent's unless given."""
     module._MustUse__used = True  # it is elaborated once, when it is emitted, not here
-    placed = Placed(module, name)
+    placed = Placed(module, name, clock)
     m.submodules[name] = placed
     return placed
 
@@ -130,6 +131,30 @@ class Sram(wiring.Component):
             i_r_en=self.r_en,
             i_r_addr=self.r_addr,
             o_r_data=self.r_data,
+        )
+
+
+class ClockGate(wiring.Component):
+    """Clock gate (`rtl/clock/lnpu_clock_gate.v`): passes a pulse of the clock, or not.
+
+    Members
+    -------
+    enable : In(1)
+        The clock's edge at the end of this cycle shall pass.
+    gated_clk : Out(1)
+        To be the `clock` of a block that is placed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({"enable": wiring.In(1), "gated_clk": wiring.Out(1)})
+
+    def elaborate(self, platform):
+        return Instance(
+            "lnpu_clock_gate",
+            i_clk=ClockSignal(),
+            i_enable=self.enable,
+            i_test_enable=Const(0, 1),
+            o_gated_clk=self.gated_clk,
         )
 
 

@@ -5,10 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
-__all__ = ["RTL", "ToolError", "check_system_tools", "verilator_environment"]
+__all__ = ["CLOCK_GATE", "RTL", "ToolError", "check_system_tools", "verilator_environment"]
 
 RTL = Path(__file__).resolve().parent.parent / "rtl"
-"""Folder of the hand-written Verilog (SRAM model, lint waivers)."""
+"""Folder of the hand-written Verilog (models of SRAM and clock gate, lint waivers)."""
+
+CLOCK_GATE = RTL / "clock" / "lnpu_clock_gate.v"
+"""The model of the clock gate, which a foundry's cell replaces."""
 
 _PACKAGES = {"g++": "g++", "make": "make", "perl": "perl"}
 

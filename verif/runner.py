@@ -17,7 +17,7 @@ import numpy as np
 from lnpu.hdl import Block, emit_verilog
 from lnpu.synth.liberty import Liberty
 from lnpu.synth.netlist import cell_models, synthesise
-from lnpu.toolchain import RTL, verilator_environment
+from lnpu.toolchain import CLOCK_GATE, RTL, verilator_environment
 
 __all__ = ["parameters", "rng", "run"]
 
@@ -69,7 +69,7 @@ def run(
     label = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
     work = BUILD / f"{block.module_name}-{testbench.rsplit('.', 1)[-1]}-{label}"
     sources = _gate_sources(block, gates, swap, work) if gates else emit_verilog(block, work / "rtl")
-    sources += sorted((RTL / "sram").glob("*.v"))
+    sources += [*sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
     waves = bool(os.environ.get("WAVES"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + bytes([waves])).hexdigest()
     stamp, results = work / "content", work / "results.xml"

@@ -1,7 +1,7 @@
 """From energies of events and numbers of events to the energy of a training step, by component.
 
 A lane is a PE with its share of the dense buffer's logic. Energies of events come on top of the clock's, which every
-flip-flop takes in every cycle: there is no clock gating.
+flip-flop takes in every cycle, but for those of idle cores: their clocks are gated (`lnpu.core.gated_core`).
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class Costs:
     pe : dict
         From `measure_pe`.
     core : dict
-        From `measure_core`: `lane` and `core` parts of `idle`, `visit`, `fp16`, `pair`, `fill`.
+        From `measure_core`: `lane` and `core` parts of `idle`, `clock`, `visit`, `fp16`, `pair`, `fill`.
     coding : dict
         From `measure_coding`.
     flip_flop : float
@@ -70,13 +70,16 @@ def macro_bytes(config: ChipConfig) -> dict[str, float]:
 
 
 def clock_of(costs: Costs, config: ChipConfig) -> tuple[float, float]:
-    """Joules a cycle of the clock of a core, and of everything outside the cores."""
-    core = costs.core["idle"]["core"] + config.lanes * costs.core["idle"]["lane"]
-    return core, costs.uncore_flip_flops * costs.flip_flop
+    """Joules a cycle of the running clock of a core, and of everything outside the cores."""
+    return _of_core(costs, config, "clock"), costs.uncore_flip_flops * costs.flip_flop
+
+
+def _of_core(costs: Costs, config: ChipConfig, event: str) -> float:
+    return costs.core[event]["core"] + config.lanes * costs.core[event]["lane"]
 
 
 def step_energy(
-    costs: Costs, config: ChipConfig, events: Mapping[str, float], *, gated: bool = False
+    costs: Costs, config: ChipConfig, events: Mapping[str, float], *, gates: bool = True
 ) -> dict[str, float]:
     """Joules of a step by component.
 
@@ -84,15 +87,16 @@ def step_energy(
     ----------
     events : mapping
         Of a variant, from `measure_step`.
-    gated : bool
-        As if the clock of a core stood still while it has nothing to do. The RTL does not do that.
+    gates : bool
+        Whether clock gates stop the clocks of idle cores, as they do. Without them these run on.
     """
     count = {**dict.fromkeys(("mac8", "issue8"), 0.0), **events}
     core = costs.core
     lanes = count["issue16"] and count["mac16"] / count["issue16"]  # working lanes of an issue, on average
     lanes = lanes or (count["mac8"] / count["issue8"] if count["issue8"] else 0.0)
     clock_core, clock_other = clock_of(costs, config)
-    idle = 0.0 if gated else config.cores * count["cycles"] - count["core_cycles"]
+    idle = config.cores * count["cycles"] - count["core_cycles"]
+    awake = min(idle, count.get("core_wakes", 0)) if gates else idle
     to_node = NODE_45.scale_to(costs.node)
     found = {
         "products": count["mac16"] * core["fp16"]["lane"]
@@ -103,7 +107,7 @@ def step_energy(
         + count["visits"] * core["visit"]["core"]
         + (count.get("placed_sparse", 0) + count.get("placed_dense", 0)) * core["fill"]["core"],
         "clock_busy": count["core_cycles"] * clock_core,
-        "clock_idle": idle * clock_core,
+        "clock_idle": awake * clock_core + (idle - awake) * _of_core(costs, config, "idle"),
         "clock_other": count["cycles"] * clock_other,
         "sram": sum(
             (count.get(f"{name}_read_bits", 0) + count.get(f"{name}_write_bits", 0)) * sram_bit(size, costs.node)

@@ -18,7 +18,7 @@ from lnpu.config import BLOCK, ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, READS_B, READS_C, Opcode, Target, VectorOp
 from lnpu.formats import psum_layout
 
-__all__ = ["count_events"]
+__all__ = ["count_events", "count_wakes"]
 
 _ARITHMETIC = {
     VectorOp.ADD: ("add32",), VectorOp.SUB: ("add32",), VectorOp.MUL: ("multiply32",),
@@ -51,6 +51,25 @@ def count_events(program: Program, mixes: Mapping[int, Mix], default: Mix | None
     for command in program.commands:
         counter.take(command.opcode, Fields(command.fields))
     return counter.found
+
+
+def count_wakes(program: Program) -> list[float]:
+    """Core-cycles for which an idle core's clock would run, up to each mark and to the end.
+
+    A beat written to a buffer takes a cycle of every core that it is for, a row of partial sums that DRAIN reads one.
+    """
+    found = [0.0]
+    for command in program.commands:
+        f = Fields(command.fields)
+        match command.opcode:
+            case Opcode.LOAD if f["target"] in (Target.SPARSE.value, Target.DENSE.value):
+                beats = f["n_count"] * f["i_count"] * f["j_count"] * f["channel_beats"]
+                found[-1] += beats * f["cores"].bit_count()
+            case Opcode.DRAIN:
+                found[-1] += f["count_n"] * f["count_h"] * f["count_w"]
+            case Opcode.MARK:
+                found.append(0.0)
+    return found
 
 
 class _Counter:

@@ -104,7 +104,7 @@ def run(
     )
     costs = Costs(events["pe"], events["core"], events["coding"], events["flip_flop"], outside, node)
     energies = {name: step_energy(costs, config, step["variants"][name]) for name in VARIANTS}
-    gated = {name: step_energy(costs, config, step["variants"][name], gated=True) for name in VARIANTS}
+    ungated = {name: step_energy(costs, config, step["variants"][name], gates=False) for name in VARIANTS}
     dense = step["variants"]["dense"]
     return {
         "library": liberty.name,
@@ -117,12 +117,11 @@ def run(
         "uncore_flip_flops": outside,
         "step": step,
         "energies": energies,
-        "gated": gated,
-        "ratios": {"as_built": ratios(energies, node), "gated": ratios(gated, node)},
+        "ungated": ungated,
+        "ratios": {"as_built": ratios(energies, node), "ungated": ratios(ungated, node)},
         "required": REQUIRED,
         "peak": peak_efficiency(costs, config),
         "training": training_efficiency(2 * dense["mac16"], energies["fgmp"], node),
-        "training_gated": training_efficiency(2 * dense["mac16"], gated["fgmp"], node),
     }
 
 

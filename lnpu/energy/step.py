@@ -20,7 +20,7 @@ from lnpu.compiler.tensor import Tensor
 from lnpu.compiler.training import TrainingStep
 from lnpu.config import ChipConfig
 from lnpu.datasets import load_images, normalise
-from lnpu.energy.counts import count_events
+from lnpu.energy.counts import count_events, count_wakes
 from lnpu.formats import TensorKind
 from lnpu.train_step import Settings, Tables, prepare
 
@@ -50,7 +50,8 @@ def measure_step(config: ChipConfig, settings: StepSettings) -> dict[str, Any]:
     Returns
     -------
     dict
-        `variants`: of each, events as in `count_events`, `cycles` by the model of cycles, `memory_bits` on the bus;
+        `variants`: of each, events as in `count_events`; by the model of cycles `cycles`, `core_cycles` in which cores
+        are busy, `core_wakes` in which idle cores have a clock; `memory_bits` on the bus;
         `shares`: of the elements of activations, errors, weights and gradients, by what they are stored as.
     """
     count = settings.batch + settings.warm_up * settings.warm_up_batch
@@ -73,11 +74,18 @@ def measure_step(config: ChipConfig, settings: StepSettings) -> dict[str, Any]:
     for name in VARIANTS:
         mixes = _mixes(step, before | tensors, precision=name != "dense", zeros=name in ("skipping", "fgmp"))
         events: Counter[str] = Counter()
-        cycles = 0.0
+        cycles = busy = wakes = 0.0
         for program in _programs(step):
             events.update(count_events(program, mixes))
-            cycles += sum(part.cycles for part in predict_cycles(program, mixes))
-        variants[name] = dict(events) | {"cycles": cycles, "memory_bits": encoded if name == "fgmp" else raw}
+            for segment, beats in zip(predict_cycles(program, mixes), count_wakes(program), strict=True):
+                cycles += segment.cycles
+                busy += segment.busy["cores"]
+                # Up to a mark, beats and rows find cores as busy as these are on average.
+                wakes += beats * max(0.0, 1 - segment.busy["cores"] / (config.cores * segment.cycles))
+        variants[name] = dict(events) | {
+            "cycles": cycles, "core_cycles": busy, "core_wakes": wakes,
+            "memory_bits": encoded if name == "fgmp" else raw,
+        }  # fmt: skip
     return {"variants": variants, "shares": _shares(step, tensors)}
 
 

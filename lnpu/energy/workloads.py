@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from golden.fgmp import CODE_FP8, CODE_FP16
 from golden.memory import encode_block
 from lnpu.config import TINY, ChipConfig
-from lnpu.core.core import Core
+from lnpu.core.gated_core import GatedCore
 from lnpu.ctrl.commands import Command, Opcode
 from lnpu.ctrl.counters import core_events_layout
 from lnpu.energy.activity import GateSimulation, Stimulus
@@ -36,7 +36,7 @@ from lnpu.synth.netlist import PLAIN, Netlist, cell_models, synthesise, synthesi
 __all__ = ["SLICE", "Bench", "measure_coding", "measure_core", "measure_pe"]
 
 SLICE = TINY.replace(name="slice", cores=1, lanes=4, rows=128, dense_rows=192)
-"""The core that is measured: a core of `paper` but for lanes and beat."""
+"""The core that is measured, with its clock gate: a core of `paper` but for lanes and beat."""
 
 _PIXELS, _ROWS, _HALO = 8, 4, 10
 """Pixels in a row, rows of them that a core computes, pixels with the halo."""
@@ -86,7 +86,7 @@ class Bench:
 
 def _group(name: str) -> str:
     """The part of a core that a cell is in, by its hierarchical name."""
-    first = name.split(".")[0].lstrip("\\")
+    first = name.removeprefix("core.").split(".")[0].lstrip("\\")
     if "." not in name:
         return "core"
     return {"line": "pe", "dense": "dense", "sparse": "sparse"}.get(first, "core")
@@ -225,19 +225,24 @@ def measure_core(bench: Bench, tiles: Tiles, progress: Any = lambda text: None) 
     Returns
     -------
     dict
-        `idle`: a cycle with its clock. The others come on top: `visit`; `fp16`: an FP16 element issued; `pair`: a cycle
-        with FP8 elements; `fill`: an element written into a buffer. `checked`: for tiles with zeros, cycles, visits,
-        elements, and the energy found and put together from these.
+        `idle`: a cycle in which the gate stops the clock. `clock`: a cycle with the clock. The others come on top of
+        that: `visit`; `fp16`: an FP16 element issued; `pair`: a cycle with FP8 elements; `fill`: an element written
+        into a buffer. `checked`: for tiles with zeros, cycles, visits, elements, and the energy found and put together
+        from these.
     """
     found: dict[str, dict[str, float]] = {}
     idle = bench.stimulus(300)
     idle.set("rst", 1, slice(0, 2))
     found["idle"] = _parts(bench.run(idle, 100)[0])
+    idle.set("psum_request__valid", 1)  # the same row of partial sums again and again: nothing moves but the clock
+    found["clock"] = _parts(bench.run(idle, 100)[0])
     fill, begin = _core_stimulus(bench, tiles.sparse["fgmp"], tiles, 1, 0)
     count = {"fill": tiles.sparse["fgmp"].bits.size, "fill_dense": tiles.dense[:, : SLICE.lanes].size}
     runs: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
     energies = _parts(bench.run(fill, 2)[0])
-    both = {part: (energies[part] - found["idle"][part]) * (begin - 1) / sum(count.values()) for part in energies}
+    # All cycles but three have beats, so that the clock runs.
+    base = {part: found["clock"][part] * (begin - 4) + found["idle"][part] * 3 for part in energies}
+    both = {part: (energies[part] * (begin - 1) - base[part]) / sum(count.values()) for part in energies}
     found["fill"] = both
     for name in ("dense16", "dense8", "fgmp", "fp16", "error", "zero"):
         progress(f"core: {name}")
@@ -251,15 +256,16 @@ def measure_core(bench: Bench, tiles: Tiles, progress: Any = lambda text: None) 
         pairs = int((events["mac8"] > 0).sum())
         counts: dict[str, float] = {
             "cycles": float(cycles),
+            "clocked": float(events["busy"].sum() + 1),  # it takes a cycle to take the first command
             "visit": float(events["visit"].sum()),
             "fp16": float(n16),
             "pair": float(pairs),
         }
-        runs[name] = _parts(used), counts | {"fp8": float(n8), "busy": int(events["busy"].sum())}
+        runs[name] = _parts(used), counts | {"fp8": float(n8)}
     for name, source in (("visit", "zero"), ("fp16", "dense16"), ("pair", "dense8")):
         energy, counts = runs[source]
         found[name] = {
-            part: (energy[part] - found["idle"][part]) * counts["cycles"] / counts[name]
+            part: (energy[part] * counts["cycles"] - _base(found, counts, part)) / counts[name]
             - (found["visit"][part] * counts["visit"] / counts[name] if name != "visit" else 0.0)
             for part in energy
         }
@@ -267,16 +273,17 @@ def measure_core(bench: Bench, tiles: Tiles, progress: Any = lambda text: None) 
     for name in ("fgmp", "fp16", "error"):
         energy, counts = runs[name]
         model = sum(
-            scale
-            * (
-                found["idle"][part] * counts["cycles"]
-                + sum(found[e][part] * counts[e] for e in ("visit", "fp16", "pair"))
-            )
+            scale * (_base(found, counts, part) + sum(found[e][part] * counts[e] for e in ("visit", "fp16", "pair")))
             for part, scale in (("core", 1), ("lane", SLICE.lanes))
         )
         measured = (energy["core"] + SLICE.lanes * energy["lane"]) * counts["cycles"]
         checked[name] = counts | {"measured": measured, "modelled": model}
     return found | {"checked": checked}
+
+
+def _base(found: Mapping[str, dict[str, float]], counts: Mapping[str, float], part: str) -> float:
+    """Joules of a part of the core in a workload if its clock were all that moves."""
+    return found["clock"][part] * counts["clocked"] + found["idle"][part] * (counts["cycles"] - counts["clocked"])
 
 
 def _parts(energies: Mapping[str, Energy]) -> dict[str, float]:
@@ -401,4 +408,4 @@ def pe_bench(liberty: Liberty, folder: Path) -> Bench:
 
 
 def core_bench(liberty: Liberty, folder: Path) -> Bench:
-    return Bench.of(Core(config=SLICE), liberty, folder, parts=True)
+    return Bench.of(GatedCore(config=SLICE), liberty, folder, parts=True)

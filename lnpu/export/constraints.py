@@ -31,6 +31,7 @@ set output_load 0.02
 
 create_clock -name clk -period $period [get_ports clk]
 set_clock_uncertainty $uncertainty [get_clocks clk]
+# It goes through the clock gates of the cores, whose cells bring the checks of their enables.
 
 # Everything is synchronous to clk, rst too: no false paths, no multicycle paths.
 set inputs [get_ports {{

@@ -9,13 +9,14 @@ __all__ = ["VERSION", "core_file"]
 VERSION = "0.1.0"
 
 
-def core_file(config: ChipConfig, rtl: Sequence[str], sram: Sequence[str]) -> str:
+def core_file(config: ChipConfig, rtl: Sequence[str], sram: Sequence[str], clock: Sequence[str]) -> str:
     """`lnpu.core` (CAPI2) for a folder of Verilog.
 
     Parameters
     ----------
-    rtl, sram : sequence of str
-        Verilog files, and the SRAM model among them that a wrapper of macros replaces; relative to the core file.
+    rtl, sram, clock : sequence of str
+        Verilog files; the models of SRAM and clock gate, which wrappers of a foundry's cells replace. Relative to the
+        core file.
     """
 
     def files(names: Sequence[str]) -> list[str]:
@@ -37,6 +38,10 @@ def core_file(config: ChipConfig, rtl: Sequence[str], sram: Sequence[str]) -> st
             "    file_type: verilogSource",
             "    files:",
             *files(sram),
+            "  clock:  # replace by a wrapper of a foundry's clock gate",
+            "    file_type: verilogSource",
+            "    files:",
+            *files(clock),
             "  lint_waivers:",
             "    file_type: vlt",
             "    files:",
@@ -48,14 +53,14 @@ def core_file(config: ChipConfig, rtl: Sequence[str], sram: Sequence[str]) -> st
             "",
             "targets:",
             "  default:",
-            "    filesets: [rtl, sram, constraints]",
+            "    filesets: [rtl, sram, clock, constraints]",
             "    toplevel: lnpu_chip",
             "  lint:",
             "    flow: lint",
             "    flow_options:",
             "      tool: verilator",
             "      verilator_options: [-Wall, --no-timing]",
-            "    filesets: [lint_waivers, rtl, sram]",
+            "    filesets: [lint_waivers, rtl, sram, clock]",
             "    toplevel: lnpu_chip",
             "",
         ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lnpu.synth.macros import Macro, macro_of
+from lnpu.toolchain import CLOCK_GATE
 
 __all__ = ["sram_table", "srams"]
 
@@ -23,7 +24,7 @@ def srams(files: Iterable[Path], top: str = "lnpu_chip") -> Counter[Macro]:
             for module, parameters in _INSTANCE.findall(body):
                 if module == "lnpu_sram_1r1w":
                     direct[name][macro_of(parameters)] += 1
-                else:
+                elif module != CLOCK_GATE.stem:
                     children[name][module] += 1
     if top not in direct:
         raise ValueError(f"top must be one of the modules, not {top!r}")

@@ -13,7 +13,7 @@ from lnpu.export.headers import commands_header, config_header
 from lnpu.export.srams import sram_table, srams
 from lnpu.export.systemrdl import system_rdl
 from lnpu.hdl import Block
-from lnpu.toolchain import RTL, ToolError
+from lnpu.toolchain import CLOCK_GATE, RTL, ToolError
 
 __all__ = ["write_collateral", "write_register_views"]
 
@@ -23,32 +23,35 @@ WAIVERS = RTL / "lint_waivers.vlt"
 def write_collateral(config: ChipConfig, directory: Path, verilog: Sequence[Path], top: Block) -> list[Path]:
     """Write `lnpu.rdl`, C headers, `lnpu.sdc`, `lnpu.core` and `SRAMS.md`; the same inputs give the same bytes.
 
-    FuseSoC wants all files of a core below it, so copies of the SRAM model and of the lint waivers go with them.
+    FuseSoC wants all files of a core below it, so copies of the models and of the lint waivers go with them.
 
     Parameters
     ----------
     directory : Path
         Folder of the chip's Verilog.
     verilog : sequence of Path
-        The chip's Verilog in that folder, and the SRAM model.
+        The chip's Verilog in that folder, and the models of SRAM and clock gate.
     top : Block
         The chip.
     """
     macros = [path for path in verilog if path.stem == "lnpu_sram_1r1w"]
-    own = [path for path in verilog if path not in macros]
+    gates = [path for path in verilog if path.stem == CLOCK_GATE.stem]
+    own = [path for path in verilog if path not in (*macros, *gates)]
 
-    copies = {f"sram/{path.name}": path for path in macros} | {WAIVERS.name: WAIVERS}
+    sram = {f"sram/{path.name}": path for path in macros}
+    clock = {f"clock/{path.name}": path for path in gates}
+    copies = sram | clock | {WAIVERS.name: WAIVERS}
     texts = {
         "lnpu.rdl": system_rdl(config),
         "lnpu_commands.h": commands_header(),
         "lnpu_config.h": config_header(config),
         "lnpu.sdc": sdc(config, top),
-        "lnpu.core": core_file(config, [path.name for path in own], [f"sram/{path.name}" for path in macros]),
+        "lnpu.core": core_file(config, [path.name for path in own], [*sram], [*clock]),
         "SRAMS.md": sram_table(srams(own), config.name),
         **{name: path.read_text() for name, path in copies.items()},
     }
-    (directory / "sram").mkdir(exist_ok=True)
     for name, text in texts.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(text)
     return [directory / name for name in texts]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lnpu.hdl import Block, emit_verilog
 from lnpu.synth.yosys import run_yosys
-from lnpu.toolchain import RTL
+from lnpu.toolchain import CLOCK_GATE, RTL
 
 __all__ = ["CELLS", "Hierarchy", "Netlist", "read_netlist", "synthesise"]
 
@@ -96,11 +96,11 @@ def synthesise(block: Block, directory: Path) -> Netlist:
     ToolError
         If pyosys is not installed.
     """
-    sources = [*emit_verilog(block, directory / "rtl"), *sorted((RTL / "sram").glob("*.v"))]
+    sources = [*emit_verilog(block, directory / "rtl"), *sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
     path = directory / "netlist.json"
     command = f"synth_ecp5 -top {block.module_name} -no-rw-check -nowidelut"
     commands = [
-        *(f'read_verilog -defer "{source.resolve()}"' for source in sources),
+        *(f'read_verilog -defer -D LNPU_NO_CLOCK_GATING "{source.resolve()}"' for source in sources),
         f"hierarchy -check -top {block.module_name}",
         f"scratchpad -set abc9.D {_DELAY}",
         # Muxes of LUTs (PFUMX) would save time, but cost LUTs.

@@ -20,7 +20,7 @@ from pathlib import Path
 from lnpu.config import ChipConfig
 from lnpu.hdl import Block, emit_verilog
 from lnpu.results import lock
-from lnpu.toolchain import RTL, ToolError, verilator_environment
+from lnpu.toolchain import CLOCK_GATE, RTL, ToolError, verilator_environment
 
 __all__ = ["BUILD", "BuildError", "add_sources", "build", "imported_sources"]
 
@@ -89,7 +89,7 @@ def _build(config: ChipConfig, trace: bool, top: Block) -> Path:
     flags = [*_FLAGS, *(["--trace-vcd"] if trace else [])]
     with tempfile.TemporaryDirectory(prefix=f"{config.name}-emit-", dir=BUILD) as scratch:
         emitted = emit_verilog(top, Path(scratch) / "rtl")
-        macros = sorted((RTL / "sram").glob("*.v"))
+        macros = [*sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
         digest = hashlib.sha256(repr((flags, _MAKE, _version("verilator"))).encode())
         for path in (HARNESS, *macros, *emitted):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -136,9 +136,9 @@ def _source_hash(config: ChipConfig, trace: bool) -> str:
 
 
 def add_sources(digest: "hashlib._Hash", *modules: str) -> None:
-    """Add to a hash what a simulation is made from besides tools: these modules and what they import, harness, SRAM."""
+    """Add to a hash what a simulation is made from besides tools: modules and what they import, harness, macros."""
     root = RTL.parent
-    paths = {HARNESS, *(RTL / "sram").glob("*.v")}
+    paths = {HARNESS, CLOCK_GATE, *(RTL / "sram").glob("*.v")}
     for module in modules:
         paths |= imported_sources(module)
     for path in sorted(path.resolve() for path in paths):

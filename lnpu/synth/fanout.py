@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 
 def limit_fanout(module: Json, liberty: Liberty, limit: int) -> int:
-    """Put trees of buffers behind every net that drives more than `limit` pins; the clock stays as it is.
+    """Put trees of buffers behind every net that drives more than `limit` pins; clocks stay as they are.
 
     Output ports that share a net with another port get a buffer each: timing analysers refuse or mistake aliases.
 
@@ -45,6 +45,7 @@ def limit_fanout(module: Json, liberty: Liberty, limit: int) -> int:
 
     clock = set(module["ports"].get("clk", {"bits": []})["bits"])
     for cell in module["cells"].values():
+        clock.update(cell["connections"].get(liberty.clocks.get(cell["type"], ""), []))
         for pin, bits in cell["connections"].items():
             collect(bits, cell["port_directions"][pin] == "input")
     for port in module["ports"].values():
@@ -68,12 +69,14 @@ def limit_fanout(module: Json, liberty: Liberty, limit: int) -> int:
         return wire, top
 
     taken = {bit for port in module["ports"].values() if port["direction"] == "input" for bit in port["bits"]}
-    for port in module["ports"].values():
+    for label, port in module["ports"].items():
         if port["direction"] != "output":
             continue
+        alias = module.get("netnames", {}).get(label, {"bits": [*port["bits"]]})["bits"]
         for index, bit in enumerate(port["bits"]):
             if bit in taken and isinstance(bit, int):
                 wire, port["bits"][index] = buffer(bit)
+                alias[index] = port["bits"][index]
                 sinks[bit] = [pin for pin in sinks[bit] if pin[0] is not port["bits"] or pin[1] != index] + [(wire, 0)]
             taken.add(bit)
     for bit, pins in sinks.items():

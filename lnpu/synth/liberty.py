@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lnpu.toolchain import ToolError
 
-__all__ = ["OSU018", "Liberty", "LibertyError", "read_liberty"]
+__all__ = ["OSU018", "Latch", "Liberty", "LibertyError", "read_liberty"]
 
 OSU018 = Path("/usr/share/qflow/tech/osu018/osu018_stdcells.lib")
 """The default: the 0.18 um library of Oklahoma State University, as Debian packages it."""
@@ -24,6 +24,10 @@ _NAND2 = re.compile(r"(?<![a-z])nand2(?![a-z]*b)", re.IGNORECASE)
 _SPECIAL = re.compile(r"lpflow|dly|probe|lsbuf", re.IGNORECASE)
 _PIN = re.compile(r'\bpin\s*\(\s*"?([^")\s]+)"?\s*\)\s*\{')
 _STATE = re.compile(r"\b(?:ff|latch)\s*\(")
+_CLOCKED = re.compile(r'\bclocked_on\s*:\s*"[!( ]*(\w+)')
+_LATCH = re.compile(r'\blatch\s*\(\s*"?(\w+)[^)]*\)\s*\{([^}]*)\}')
+_INPUT = re.compile(r'\b(data_in|enable)\s*:\s*"\(?(!?)\s*(\w+)\)?"')
+_OUTPUT = re.compile(r'\bpin\s*\(\s*"?(\w+)"?\s*\)\s*\{(?:(?!\bpin\b).)*?\bfunction\s*:\s*"(\w+)"', re.DOTALL)
 _FUNCTION = re.compile(r'\bfunction\s*:\s*"([^"]*)"')
 _SECONDS = {"ns": 1e-9, "ps": 1e-12, "fs": 1e-15, "us": 1e-6}
 _FARADS = {"ff": 1e-15, "pf": 1e-12, "nf": 1e-9}
@@ -31,6 +35,16 @@ _FARADS = {"ff": 1e-15, "pf": 1e-12, "nf": 1e-9}
 
 class LibertyError(ValueError):
     """A file is not a cell library that this flow can use."""
+
+
+@dataclass(frozen=True)
+class Latch:
+    """A latch: its pins, and whether it is transparent while the enable is low."""
+
+    data: str
+    enable: str
+    low: bool
+    output: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,10 @@ class Liberty:
         Cells that just drive: input pin and output pin.
     sequential : frozenset of str
         Flip-flops and latches.
+    clocks : dict of str to str
+        Clock pin of each flip-flop.
+    latches : dict of str to Latch
+        Latches without set and reset.
     time_unit, capacitance_unit : float
         In seconds and farads.
     voltage : float
@@ -63,6 +81,8 @@ class Liberty:
     areas: dict[str, float]
     buffers: dict[str, tuple[str, str]]
     sequential: frozenset[str]
+    clocks: dict[str, str]
+    latches: dict[str, Latch]
     time_unit: float
     capacitance_unit: float
     voltage: float
@@ -94,6 +114,14 @@ class Liberty:
             raise LibertyError(f"{self.path}: no buffer, a cell whose one output has its one input as function")
         cell = found[min(1, len(found) - 1)][1]
         return (cell, *self.buffers[cell])
+
+    @cached_property
+    def latch(self) -> tuple[str, Latch]:
+        """The smallest latch; one that is transparent while its enable is low, if there is one."""
+        if not self.latches:
+            raise LibertyError(f"{self.path}: a clock gate needs a latch without set and reset, and there is none")
+        cell = min(self.latches, key=lambda name: (not self.latches[name].low, self.areas[name], name))
+        return cell, self.latches[cell]
 
     def plain(self, folder: Path) -> Path:
         """The library as a file that is not compressed, which is what Yosys and OpenSTA read; made in `folder`."""
@@ -136,7 +164,7 @@ def read_liberty(path: Path | str | None = None) -> Liberty:
     library = _LIBRARY.search(text)
     if library is None:
         raise LibertyError(f"{path}: not a Liberty file: no library ( ... ) {{ in it")
-    areas, buffers, sequential = {}, {}, set()
+    areas, buffers, sequential, clocks, latches = {}, {}, set(), {}, {}
     for match in _GROUP.finditer(text):
         # The cell's own area is before its first inner group, or after one: not inside.
         outer, end = _outer(text, match.end(), path, match[1])
@@ -147,6 +175,10 @@ def read_liberty(path: Path | str | None = None) -> Liberty:
         body = text[match.end() : end]
         if _STATE.search(body):
             sequential.add(match[1])
+        if clock := _CLOCKED.search(body):
+            clocks[match[1]] = clock[1]
+        if latch := _latch(body):
+            latches[match[1]] = latch
         pins = _PIN.findall(body)
         functions = [function.strip("() ") for function in _FUNCTION.findall(body)]
         if len(pins) == 2 and len(functions) == 1 and functions[0] in pins:
@@ -171,10 +203,24 @@ def read_liberty(path: Path | str | None = None) -> Liberty:
         areas=areas,
         buffers=buffers,
         sequential=frozenset(sequential),
+        clocks=clocks,
+        latches=latches,
         time_unit=float(time[1]) * _SECONDS[time[2]],
         capacitance_unit=float(capacitance[1]) * _FARADS[capacitance[2].lower()],
         voltage=float(voltage[1]),
     )
+
+
+def _latch(cell: str) -> Latch | None:
+    """The latch that a cell is, if it is just that."""
+    latch = _LATCH.search(cell)
+    if latch is None or re.search(r"\b(clear|preset)\b", latch[2]):
+        return None
+    inputs = {name: (pin, low) for name, low, pin in _INPUT.findall(latch[2])}
+    outputs = [pin for pin, function in _OUTPUT.findall(cell) if function == latch[1]]
+    if len(inputs) != 2 or inputs["data_in"][1] or not outputs:
+        return None
+    return Latch(inputs["data_in"][0], inputs["enable"][0], inputs["enable"][1] == "!", outputs[0])
 
 
 def _outer(text: str, start: int, path: Path, cell: str) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from lnpu.synth.fanout import limit_fanout
 from lnpu.synth.liberty import Liberty
 from lnpu.synth.macros import Macro, name_macros
 from lnpu.synth.yosys import run_yosys
+from lnpu.toolchain import CLOCK_GATE
 
 __all__ = ["ABC_SCRIPT", "BUFFERED", "PLAIN", "Flow", "Netlist", "cell_models", "synthesise", "synthesise_blocks"]
 
@@ -49,7 +50,7 @@ BUFFERED = Flow(max_fanout=16)
 PLAIN = Flow(special=True)
 """Nothing but ABC's script: what published areas of others were measured with."""
 
-_VERSION = 4
+_VERSION = 6
 """Counts changes of this file that change netlists: kept ones of another version are not used."""
 
 _PORT = re.compile(r"^\s*(?:input|output)\b.*$", re.MULTILINE)
@@ -198,13 +199,28 @@ def cell_models(liberty: Liberty, folder: Path) -> Path:
 
 
 def _emit(block: Block, folder: Path) -> dict[str, str]:
-    """Verilog of every block by module, `block` first."""
-    return {path.stem: path.read_text() for path in emit_verilog(block, folder / "rtl" / block.module_name)}
+    """Verilog of every block by module, `block` first, and of the clock gate if there is one."""
+    texts = {path.stem: path.read_text() for path in emit_verilog(block, folder / "rtl" / block.module_name)}
+    if any(f"  {CLOCK_GATE.stem} " in text for text in texts.values()):
+        texts[CLOCK_GATE.stem] = CLOCK_GATE.read_text()
+    return texts
+
+
+def _latch_map(liberty: Liberty) -> str:
+    """Verilog for Yosys' techmap: the clock gate's latch as a cell of the library."""
+    cell, latch = liberty.latch
+    enable = "E" if latch.low else "open"
+    return f"""module \\$_DLATCH_N_ (input E, D, output Q);
+wire open;
+\\$_NOT_ invert (.A(E), .Y(open));
+{cell} _TECHMAP_REPLACE_ (.{latch.enable}({enable}), .{latch.data}(D), .{latch.output}(Q));
+endmodule
+"""
 
 
 def _stub(text: str, name: str) -> str:
     """A module without its content."""
-    match = re.search(rf"^module {name}\(.*?\);\n", text, re.MULTILINE | re.DOTALL)
+    match = re.search(rf"^module {name} ?\(.*?\);\n", text, re.MULTILINE | re.DOTALL)
     assert match is not None
     body = text[match.end() : text.index("endmodule", match.end())]
     return f"(* blackbox *)\n{match[0]}" + "".join(f"{line}\n" for line in _PORT.findall(body)) + "endmodule\n"
@@ -226,6 +242,9 @@ def _map(name: str, texts: Iterable[str], stubs: Iterable[str], liberty: Liberty
         (here / "boxes.v").write_text(boxes)
         (here / "macros.v").write_text("".join(macro.model() for macro in macros))
         (here / "abc.script").write_text("".join(f"{line}\n" for line in flow.script))
+        latch = ["techmap -map latch.v"] if CLOCK_GATE.stem in source else []
+        if latch:
+            (here / "latch.v").write_text(_latch_map(liberty))
         plain = f"../{liberty.plain(folder).name}"
         avoid = "" if flow.special else "".join(f" -dont_use {cell}" for cell in liberty.dont_use)
         log = run_yosys(
@@ -234,6 +253,7 @@ def _map(name: str, texts: Iterable[str], stubs: Iterable[str], liberty: Liberty
                 "read_verilog -lib boxes.v",
                 f"synth -flatten -top {name}",
                 f"dfflibmap -liberty {plain}{avoid}",
+                *latch,
                 f"abc -liberty {plain} -script abc.script{avoid}",
                 "opt_clean -purge",
                 "setattr -unset init w:*",

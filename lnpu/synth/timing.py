@@ -10,7 +10,7 @@ from lnpu.synth.liberty import Liberty
 from lnpu.synth.macros import Macro
 from lnpu.synth.netlist import Netlist
 from lnpu.synth.yosys import SynthesisError
-from lnpu.toolchain import ToolError
+from lnpu.toolchain import CLOCK_GATE, ToolError
 
 __all__ = ["GROUPS", "TimingError", "TimingPath", "check_tools", "critical_paths", "macro_library", "period"]
 
@@ -67,7 +67,8 @@ def critical_paths(top: str, netlists: Mapping[str, Netlist], liberty: Liberty, 
 
     Gates as in the netlists, no wires, an ideal clock; inputs come at the clock's edge from an ideal driver, outputs
     have no load, and reset is no path. SRAM macros take neither access nor setup time: paths end at their inputs and
-    begin anew at their outputs, so the period less the delay of a path is what a macro may take for its own part.
+    begin anew at their outputs, so the period less the delay of a path is what a macro may take for its own part. The
+    clock passes clock gates in no time; paths end at their enables.
 
     Parameters
     ----------
@@ -93,12 +94,14 @@ def critical_paths(top: str, netlists: Mapping[str, Netlist], liberty: Liberty, 
         If OpenSTA is not installed.
     """
     check_tools()
+    if top == CLOCK_GATE.stem:
+        return {}
     parts = _below(top, netlists)
     macros = sorted({macro for part in parts for macro, _ in part.macros})
     if not any(part.cells for part in parts):
         return {}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "macros.lib").write_text(macro_library(macros))
+    (folder / "macros.lib").write_text(macro_library(macros, gate=any(part.top == CLOCK_GATE.stem for part in parts)))
     (folder / "timing.tcl").write_text(_script(top, netlists, liberty.plain(folder.parent)))
     result = subprocess.run(
         ["sta", "-no_splash", "-exit", "timing.tcl"],
@@ -125,8 +128,8 @@ def period(paths: Mapping[str, TimingPath]) -> float:
     return max((paths[group].delay for group in inside if group in paths), default=0.0)
 
 
-def macro_library(macros: Iterable[Macro]) -> str:
-    """A Liberty file of SRAM macros without access and setup times."""
+def macro_library(macros: Iterable[Macro], *, gate: bool = False) -> str:
+    """A Liberty file of SRAM macros without access and setup times, and of a clock gate that takes no time either."""
     sizes = sorted({width for macro in macros for _, width in macro.ports.values()})
     types = "".join(
         f"  type (bits_{n}) {{ base_type : array; data_type : bit; "
@@ -137,7 +140,7 @@ def macro_library(macros: Iterable[Macro]) -> str:
     return (
         'library (sram) {\n  delay_model : table_lookup;\n  time_unit : "1ns";\n  voltage_unit : "1V";\n'
         '  current_unit : "1mA";\n  pulling_resistance_unit : "1kohm";\n  leakage_power_unit : "1nW";\n'
-        f"  capacitive_load_unit (1, pf);\n{types}{cells}}}\n"
+        f"  capacitive_load_unit (1, pf);\n{types}{cells}{_gate_cell() if gate else ''}}}\n"
     )
 
 
@@ -157,6 +160,24 @@ def _macro_cell(macro: Macro) -> str:
     return f"  cell ({macro.name}) {{\n    area : 0;\n{''.join(pins)}  }}\n"
 
 
+def _gate_cell() -> str:
+    edges = "".join(f' {kind} (scalar) {{ values ("0"); }}' for kind in ("rise_constraint", "fall_constraint"))
+    check = f'timing () {{ related_pin : "clk"; timing_type : setup_rising;{edges} }}'
+    delays = "cell_rise", "cell_fall", "rise_transition", "fall_transition"
+    edges = "".join(f' {kind} (scalar) {{ values ("0"); }}' for kind in delays)
+    enables = "".join(
+        f"    pin ({name}) {{ direction : input; capacitance : 0; {kind} : true; {check} }}\n"
+        for name, kind in (("enable", "clock_gate_enable_pin"), ("test_enable", "clock_gate_test_pin"))
+    )
+    return (
+        f"  cell ({CLOCK_GATE.stem}) {{\n    area : 0;\n    clock_gating_integrated_cell : latch_posedge_precontrol;\n"
+        "    pin (clk) { direction : input; clock : true; clock_gate_clock_pin : true; capacitance : 0; }\n"
+        f"{enables}    pin (gated_clk) {{ direction : output; clock_gate_out_pin : true; "
+        f'timing () {{ related_pin : "clk"; timing_sense : positive_unate; timing_type : combinational;{edges} }} }}\n'
+        "  }\n"
+    )
+
+
 def _below(top: str, netlists: Mapping[str, Netlist]) -> list[Netlist]:
     """The netlists of a block and of all below it, each once."""
     names = [top]
@@ -165,23 +186,30 @@ def _below(top: str, netlists: Mapping[str, Netlist]) -> list[Netlist]:
     return [netlists[name] for name in names]
 
 
-def _macro_paths(top: str, netlists: Mapping[str, Netlist]) -> list[str]:
-    """Hierarchical names of the SRAM macros in a block."""
-    found = []
+def _cell_paths(top: str, netlists: Mapping[str, Netlist]) -> tuple[list[str], list[str]]:
+    """Hierarchical names of the SRAM macros in a block, and of the clock gates."""
+    macros: list[str] = []
+    gates: list[str] = []
     for instance, module in netlists[top].instances.items():
-        if module in netlists:
-            found += [f"{instance}/{path}" for path in _macro_paths(module, netlists)]
+        if module == CLOCK_GATE.stem:
+            gates.append(instance)
+        elif module in netlists:
+            for found, inner in zip((macros, gates), _cell_paths(module, netlists), strict=True):
+                found += [f"{instance}/{path}" for path in inner]
         else:
-            found.append(instance)
-    return found
+            macros.append(instance)
+    return macros, gates
 
 
 def _script(top: str, netlists: Mapping[str, Netlist], library: Path) -> str:
     parts = _below(top, netlists)
-    reads = "".join(f"read_verilog {{{part.path.resolve()}}}\n" for part in parts)
+    # An analyser sees that the latch of a clock gate is transparent, not that its enable must be there before the edge.
+    macros, gates = _cell_paths(top, netlists)
+    cells = [part for part in parts if part.top != CLOCK_GATE.stem]
+    reads = "".join(f"read_verilog {{{part.path.resolve()}}}\n" for part in cells)
     searches = "".join(f"slowest {group} $from_{start} $to_{end}\n" for group, (start, end) in GROUPS.items())
     return f"""read_liberty {{{library}}}
-{"read_liberty macros.lib" if any(part.macros for part in parts) else ""}
+{"read_liberty macros.lib" if len(cells) < len(parts) or any(part.macros for part in parts) else ""}
 {reads}link_design {top}
 create_clock -name clk -period {_PERIOD / 1e-9:g} [get_ports -quiet clk]
 set from_input [list]
@@ -192,7 +220,7 @@ set to_output [all_outputs]
 if {{[llength $from_input]}} {{ set_input_delay 0 -clock clk $from_input }}
 if {{[llength $to_output]}} {{ set_output_delay 0 -clock clk $to_output }}
 if {{[llength [get_ports -quiet rst]]}} {{ set_false_path -from [get_ports rst] }}
-foreach path {{{" ".join(_macro_paths(top, netlists))}}} {{ set macro($path) 1 }}
+foreach path {{{" ".join(macros)}}} {{ set macro($path) 1 }}
 proc sort_pins {{pins registers macros}} {{
     global macro
     upvar $registers r $macros m
@@ -207,6 +235,7 @@ proc sort_pins {{pins registers macros}} {{
 }}
 sort_pins [all_registers -clock_pins] from_register from_macro
 sort_pins [all_registers -data_pins] to_register to_macro
+foreach gate {{{" ".join(gates)}}} {{ lappend to_register [get_pins $gate/enable] }}
 proc slowest {{group from to}} {{
     if {{![llength $from] || ![llength $to]}} {{ return }}
     foreach path [find_timing_paths -from $from -to $to] {{

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lnpu.hdl import Block, emit_verilog
 from lnpu.synth.yosys import SynthesisError, run_yosys
-from lnpu.toolchain import RTL
+from lnpu.toolchain import CLOCK_GATE, RTL
 
 __all__ = ["Fault", "Proof", "Result", "check"]
 
@@ -107,7 +107,7 @@ def check(proof: Proof, *, fault: Fault | None = None) -> Result:
     peeks = proof.peeks or {}
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        files = [*emit_verilog(top, Path(folder)), *sorted((RTL / "sram").glob("*.v"))]
+        files = [*emit_verilog(top, Path(folder)), *sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
         passes = [
             *(f'read_verilog -defer "{path}"' for path in files),
             f"hierarchy -check -top {top.module_name}",

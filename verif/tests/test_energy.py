@@ -15,7 +15,7 @@ from lnpu.config import PAPER, TINY
 from lnpu.ctrl.commands import Command, Opcode, Target
 from lnpu.energy.account import COMPONENTS, Costs, macro_bytes, step_energy
 from lnpu.energy.activity import Activity, read_saif
-from lnpu.energy.counts import count_events
+from lnpu.energy.counts import count_events, count_wakes
 from lnpu.energy.efficiency import SPARSITIES, peak_efficiency
 from lnpu.energy.gates import Cell, Gates
 from lnpu.energy.memory import DRAM_BIT, NODE_45, NODE_65, Node, node_of, sram_bit
@@ -132,7 +132,14 @@ def test_srams_and_flip_flops_are_those_of_the_rtl(tmp_path):
     for top in ("lnpu_chip", "lnpu_core"):
         reads = [f'read_verilog -defer "{path}"' for path in files]
         log = run_yosys(
-            [*reads, f"hierarchy -top {top}", "blackbox *lnpu_sram_1r1w*", "proc", "flatten", "stat -width"]
+            [
+                *reads,
+                f"hierarchy -top {top}",
+                "blackbox *lnpu_sram_1r1w* *lnpu_clock_gate",
+                "proc",
+                "flatten",
+                "stat -width",
+            ]
         )
         flat[top] = sum(int(n) * int(bits) for n, bits in re.findall(r"(\d+) +\$s?dffe?_(\d+)\b", log))
     outside = uncore_flip_flops(TINY, tmp_path)
@@ -235,7 +242,7 @@ def test_against_opensta(tmp_path):
 
 def _costs():
     parts = {"core": 2e-12, "lane": 1e-12}
-    core = dict.fromkeys(("idle", "visit", "fp16", "pair", "fill"), parts)
+    core = dict.fromkeys(("clock", "visit", "fp16", "pair", "fill"), parts) | {"idle": {"core": 3e-13, "lane": 0.0}}
     coding = {f"{way}_{kind}": 1e-12 for way in ("encoded", "decoded") for kind in ("zero", "fp8", "fp16")}
     return Costs({}, core, coding, 1e-13, 1000, Node(180, 1.8))
 
@@ -249,12 +256,14 @@ def test_step_adds_up():
     assert found["products"] == pytest.approx((640 + 256 / 2 + 3 * 64) * pico)
     assert found["control"] == pytest.approx((10 + 4 / 2 + 3) * 2 * pico)
     assert found["clock_busy"] == pytest.approx(12 * (2 + 64) * pico)
-    assert found["clock_busy"] + found["clock_idle"] == pytest.approx(20 * 12 * (2 + 64) * pico)
+    assert found["clock_idle"] == pytest.approx((20 * 12 - 12) * 0.3 * pico)
     assert found["clock_other"] == pytest.approx(20 * 1000 * 0.1 * pico)
     assert found["coding"] == pytest.approx(5 * pico)
     assert found["memory"] == pytest.approx(1000 * DRAM_BIT)
-    gated = step_energy(_costs(), PAPER, events, gated=True)
-    assert gated == found | {"clock_idle": 0}
+    ungated = step_energy(_costs(), PAPER, events, gates=False)
+    assert ungated == found | {"clock_idle": pytest.approx((20 * 12 - 12) * (2 + 64) * pico)}
+    awake = step_energy(_costs(), PAPER, events | {"core_wakes": 28.0})
+    assert awake["clock_idle"] == pytest.approx((28 * (2 + 64) + 200 * 0.3) * pico)
 
 
 def test_peak_efficiency():
@@ -281,6 +290,7 @@ def test_counts_of_a_convolution():
             row_w=1, psum_w=1, kmask=(1 << 64) - 1,
         ),
     ]  # fmt: skip
+    assert count_wakes(program) == [2 * 4 * 16]
     found = count_events(program, {}, Mix(nonzero=1.0, fp8=0.0))
     assert found["placed_sparse"] == 2 * 4 * 64  # into two cores
     assert found["decoded_fp16"] == 4 * 64

@@ -22,6 +22,7 @@ from lnpu.hdl import Block, Sram
 from lnpu.pe.pe import Pe
 from lnpu.sim.simulator import Simulator
 from lnpu.synth.yosys import SynthesisError
+from verif.resting import Resting
 from verif.tests.test_chip import simulate
 from verif.tests.test_compiler import Twins, batch_of, dynamic_network, random_job
 
@@ -217,6 +218,15 @@ def test_bad_arguments(tmp_path, capsys):
     assert main(["fpga", "--config", "huge", "--work", str(tmp_path)]) == 2
     assert "configuration must be one of tiny, edge, paper, not 'huge'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_clock_gates_are_wires(tmp_path):
+    """A counter always counts: its clock is the block's, and nobody needs the register of the enable."""
+    netlist = synthesise(Resting(), tmp_path)
+    assert netlist.total()["TRELLIS_FF"] == 4
+    module = json.loads(netlist.path.read_text())["modules"]["lnpu_resting"]
+    flip_flops = [cell for cell in module["cells"].values() if cell["type"] == "TRELLIS_FF"]
+    assert all(cell["connections"]["CLK"] == module["ports"]["clk"]["bits"] for cell in flip_flops)
 
 
 def test_failure_of_yosys(tmp_path):

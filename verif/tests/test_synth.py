@@ -2,18 +2,21 @@
 
 import gzip
 import shutil
+import subprocess
 
 import pytest
 
 from lnpu.mem.fifo import RegisterFifo
 from lnpu.pe.pe import Pe
 from lnpu.synth.fanout import limit_fanout
-from lnpu.synth.liberty import OSU018, LibertyError, read_liberty
+from lnpu.synth.liberty import OSU018, Latch, LibertyError, read_liberty
 from lnpu.synth.macros import Macro, name_macros
-from lnpu.synth.netlist import cell_models, synthesise
+from lnpu.synth.netlist import cell_models, synthesise, synthesise_blocks
 from lnpu.synth.plots import squarify
 from lnpu.synth.timing import critical_paths
 from lnpu.synth.yosys import SynthesisError, run_yosys
+from verif.resting import Resting
+from verif.runner import run
 
 LIBRARY = """
 /* cell (ghost) { area : 1; } */
@@ -77,6 +80,27 @@ def test_liberty_without(tmp_path):
         _ = read_liberty(write(tmp_path / "a.lib", LIBRARY.replace("NAND2X1", "NOR2X1"))).nand2_area
 
 
+LATCHES = """
+  cell (LATR) { area : 2; latch (IQ, IQN) { data_in : "D"; enable : "!GN"; clear : "!R"; }
+    pin(Q) { direction : output; function : "IQ"; } }
+  cell (LATP) { area : 5; latch ("IQ","IQN") { enable : "G"; data_in : "D"; } pin("D") { direction : input; }
+    pin("Q") { direction : output; function : "IQ"; } }
+  cell (LATN) { area : 7; latch (IQ, IQN) { data_in : "D"; enable : "(!GN)"; } pin(D) { direction : input; }
+    pin(QN) { direction : output; function : "IQN"; } pin(Q) { direction : output; function : "IQ"; } }
+  cell (DFF)"""
+
+
+def test_latch(tmp_path):
+    """The latch of clock gates: without reset, and open while its enable is low if there is such a one."""
+    text = LIBRARY.replace("  cell (DFF)", LATCHES)
+    liberty = read_liberty(write(tmp_path / "latches.lib", text))
+    assert set(liberty.latches) == {"LATP", "LATN"}
+    assert liberty.latch == ("LATN", Latch(data="D", enable="GN", low=True, output="Q"))
+    assert liberty.clocks == {"DFF": "CLK"}
+    with pytest.raises(LibertyError, match="needs a latch"):
+        _ = read_liberty(write(tmp_path / "small.lib")).latch
+
+
 def test_macro_names():
     text = """  lnpu_sram_1r1w #(
     .ADDR_BITS(32'd5),
@@ -109,7 +133,7 @@ def test_fanout(tmp_path):
         "i": {"direction": "input", "bits": [3]},
         "o": {"direction": "output", "bits": [3, 9]},
     }
-    module = {"ports": ports, "cells": cells}
+    module = {"ports": ports, "cells": cells, "netnames": {"o": {"bits": [3, 9]}}}
     assert limit_fanout(module, liberty, 8) >= 6
     driver, loads = {}, {}
     for name, cell in module["cells"].items():
@@ -131,6 +155,7 @@ def test_fanout(tmp_path):
     assert {source(module["cells"][f"gate{i}"]["connections"]["A"][0]) for i in range(40)} == {3}
     assert ports["o"]["bits"][0] != 3
     assert source(ports["o"]["bits"][0]) == 3
+    assert module["netnames"]["o"]["bits"] == ports["o"]["bits"]
 
 
 @needs_osu018
@@ -175,6 +200,32 @@ def test_path_order(tmp_path):
         delays[netlist.top] = paths["register"].delay
     small, large = delays.values()
     assert 0.5 < small < large < 100
+
+
+@needs_osu018
+@needs_sta
+def test_clock_gate(tmp_path):
+    """A latch and an AND; the clock reaches what is behind it, and its enable is the end of a path."""
+    liberty = read_liberty()
+    netlists = synthesise_blocks(Resting(), liberty, tmp_path)
+    assert {"LATCH", "AND2X2"} <= netlists["lnpu_clock_gate"].cells.keys()
+    assert netlists["lnpu_resting"].children == {"lnpu_nibble": 1, "lnpu_clock_gate": 1}
+    paths, inner = (
+        critical_paths(top, netlists, liberty, tmp_path / "sta" / top) for top in ("lnpu_resting", "lnpu_nibble")
+    )
+    assert paths["register"].start.startswith("counter/")
+    assert paths["register"].delay == pytest.approx(inner["register"].delay)
+    folder = tmp_path / "sta" / "lnpu_resting"
+    (folder / "more.tcl").write_text((folder / "timing.tcl").read_text() + "report_checks -to gate/enable\n")
+    result = subprocess.run(["sta", "-no_splash", "-exit", "more.tcl"], cwd=folder, capture_output=True, text=True)
+    assert "rising clock gating-check end-point" in result.stdout
+    assert critical_paths("lnpu_clock_gate", netlists, liberty, tmp_path / "sta" / "gate") == {}
+
+
+@needs_osu018
+def test_clock_gate_in_gates():
+    """The counter behind the gate in gates: it counts the cycles in which it may."""
+    run(Resting(), "verif.resting_tb", gates=read_liberty())
 
 
 def test_refused(tmp_path):

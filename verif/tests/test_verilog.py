@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from lnpu.config import PAPER, TINY
 from lnpu.hdl import Block, Sram, place
-from lnpu.toolchain import RTL
+from lnpu.toolchain import CLOCK_GATE, RTL
 from lnpu.verilog import SynthesisError, check_synthesis, lint, port_table, write_verilog
 from verif.fake_chip import FakeChip
 
@@ -57,7 +57,7 @@ class Pair(Block):
 def test_files(tmp_path):
     files = write_verilog(TINY, tmp_path, top=Pair())
     sram = RTL / "sram" / "lnpu_sram_1r1w.v"
-    assert files == [tmp_path / "lnpu_pair.v", tmp_path / "lnpu_counter.v", sram]
+    assert files == [tmp_path / "lnpu_pair.v", tmp_path / "lnpu_counter.v", sram, CLOCK_GATE]
     listed = [(tmp_path / line).resolve() for line in (tmp_path / "files.f").read_text().splitlines()]
     assert listed == [path.resolve() for path in files]
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
