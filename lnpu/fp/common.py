@@ -65,30 +65,47 @@ def leading_zeros(value: Signal) -> Value:
     return count(Cat(Const(-1, padded - width), value))
 
 
-def normalise(m: Module, value: Value, *, name: str) -> tuple[Signal, Signal]:
-    """`value` shifted left until its highest bit is one, and by how many bits (unspecified if it is zero)."""
+def normalise(
+    m: Module, value: Value, *, keep: int, name: str, sign: Value | None = None
+) -> tuple[Signal, Value, Signal]:
+    """`value` shifted left, zeros following, until its highest bit is one.
+
+    With `sign` the value is the part below the sign bit of a number in two's complement, and the highest bit becomes
+    the opposite of the sign. (For -1 it is the first zero that follows.)
+
+    Returns the highest `keep` bits, whether any one is below them, and by how many bits it was shifted. (Bits that can
+    only end up below those kept are not shifted on.) Of a zero, count is unspecified, the rest zero.
+    """
     width = len(value)
-    levels = (width - 1).bit_length()
+    levels = width.bit_length()
     count = Signal(levels, name=f"{name}_count")
+    rest = Const(0, 1)
     for level in reversed(range(levels)):
         step = 1 << level
-        shifted = Signal(width, name=f"{name}_{step}")
+        top = value[width - step :]
+        stays = Signal(name=f"{name}_stays_{step}")
+        dropped = max(0, width - (keep + step - 1))  # at most `step`, so they are zero after a shift
+        shifted = Signal(width - dropped, name=f"{name}_{step}")
         m.d.comb += [
-            count[level].eq(~value[width - step :].any()),
-            shifted.eq(Mux(count[level], Cat(Const(0, step), value[: width - step]), value)),
+            stays.eq((top if sign is None else top ^ sign.replicate(step)).any()),
+            count[level].eq(~stays),
+            shifted.eq(Mux(stays, value, Cat(Const(0, step), value[: width - step]))[dropped:]),
         ]
-        value = shifted
-    return value, count
+        if dropped:
+            rest = rest | (stays & value[:dropped].any())
+        value, width = shifted, width - dropped
+    return value, rest, count
 
 
-def shift_right_sticky(m: Module, value: Value, amount: Value, *, name: str) -> Signal:
-    """`value` >> `amount`, with the lowest bit ORed with all the bits that were shifted out."""
+def shift_right_sticky(m: Module, value: Value, amount: Value, *, name: str, fill: Value | None = None) -> Signal:
+    """`value` >> `amount`, with the lowest bit ORed with all the bits that were shifted out; `fill` (0) comes in."""
     width = len(value)
     for level in range(len(amount)):
         step = 1 << level
         shifted = Signal(width, name=f"{name}_{step}")
         dropped = min(step + 1, width)  # those that end up in the lowest bit
-        m.d.comb += shifted.eq(Mux(amount[level], Cat(value[:dropped].any(), value[dropped:]), value))
+        above = Const(0, 0) if fill is None else fill.replicate(dropped - 1)
+        m.d.comb += shifted.eq(Mux(amount[level], Cat(value[:dropped].any(), value[dropped:], above), value))
         value = shifted
     return value
 
