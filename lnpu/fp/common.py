@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 
-__all__ = ["Unpacked", "leading_zeros", "normalise", "register", "round_packed", "shift_right_sticky", "unpack"]
+__all__ = [
+    "Unpacked",
+    "leading_zeros",
+    "normalise",
+    "register",
+    "round_packed",
+    "shift_left",
+    "shift_right_sticky",
+    "unpack",
+]
 
 
 @dataclass(frozen=True)
@@ -68,33 +77,47 @@ def leading_zeros(value: Signal) -> Value:
 def normalise(
     m: Module, value: Value, *, keep: int, name: str, sign: Value | None = None
 ) -> tuple[Signal, Value, Signal]:
-    """`value` shifted left, zeros following, until its highest bit is one.
+    """`value` shifted left until its highest bit is one.
 
     With `sign` the value is the part below the sign bit of a number in two's complement, and the highest bit becomes
-    the opposite of the sign. (For -1 it is the first zero that follows.)
+    the opposite of the sign. (For -1 it is the first zero that comes in.)
 
-    Returns the highest `keep` bits, whether any one is below them, and by how many bits it was shifted. (Bits that can
-    only end up below those kept are not shifted on.) Of a zero, count is unspecified, the rest zero.
+    Returns the highest `keep` bits, whether any one is below them, and by how many bits it was shifted. Of a zero the
+    count is unspecified, the rest zero.
     """
-    width = len(value)
-    levels = width.bit_length()
+    levels = len(value).bit_length()
     count = Signal(levels, name=f"{name}_count")
     rest = Const(0, 1)
     for level in reversed(range(levels)):
-        step = 1 << level
-        top = value[width - step :]
-        stays = Signal(name=f"{name}_stays_{step}")
-        dropped = max(0, width - (keep + step - 1))  # at most `step`, so they are zero after a shift
-        shifted = Signal(width - dropped, name=f"{name}_{step}")
-        m.d.comb += [
-            stays.eq((top if sign is None else top ^ sign.replicate(step)).any()),
-            count[level].eq(~stays),
-            shifted.eq(Mux(stays, value, Cat(Const(0, step), value[: width - step]))[dropped:]),
-        ]
-        if dropped:
-            rest = rest | (stays & value[:dropped].any())
-        value, width = shifted, width - dropped
+        top = value[-(1 << level) :]
+        m.d.comb += count[level].eq(~(top if sign is None else top ^ sign.replicate(len(top))).any())
+        value, dropped = _shift_left(m, value, 1 << level, count[level], keep, name)
+        rest = rest | dropped
     return value, rest, count
+
+
+def shift_left(m: Module, value: Value, amount: Value, *, keep: int, name: str) -> tuple[Signal, Value]:
+    """`value` << `amount`, in the width of `value`: the highest `keep` bits, and whether any one is below them."""
+    rest = Const(0, 1)
+    for level in reversed(range(len(amount))):
+        value, dropped = _shift_left(m, value, 1 << level, amount[level], keep, name)
+        rest = rest | dropped
+    return value, rest
+
+
+def _shift_left(
+    m: Module, value: Value, step: int, shift: Value, keep: int, name: str
+) -> tuple[Signal, Value]:
+    """A level of a shifter: `value`, or that shifted left by `step`, a power of two.
+
+    The levels below shift by less than `step`. Bits that they cannot bring among the highest `keep` are dropped; also
+    returns whether one of those was one.
+    """
+    dropped = max(0, len(value) - (keep + step - 1))
+    assert dropped <= step  # so what is dropped is zero after a shift
+    shifted = Signal(len(value) - dropped, name=f"{name}_{step}")
+    m.d.comb += shifted.eq(Mux(shift, Cat(Const(0, step), value[:-step]), value)[dropped:])
+    return shifted, ~shift & value[:dropped].any() if dropped else Const(0, 1)
 
 
 def shift_right_sticky(m: Module, value: Value, amount: Value, *, name: str, fill: Value | None = None) -> Signal:
