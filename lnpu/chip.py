@@ -62,7 +62,7 @@ class Chip(Block):
         reader = place(m, "reader", AxiReader(config=config, clients=5))
         writer = place(m, "writer", AxiWriter(config=config, clients=3))
         load = place(m, "load", LoadUnit(config=config))
-        load_dense = place(m, "load_dense", LoadUnit(config=config))
+        load_dense = place(m, "load_dense", LoadUnit(config=config, dense=True))
         store = place(m, "store", StoreUnit(config=config))
         vector = place(m, "vector", VectorUnit(config=config))
         vmem = place(m, "vmem", VectorMemory(config=config))
@@ -131,7 +131,6 @@ class Chip(Block):
 
         # Vector memory.
         wiring.connect(m, load.vmem, vmem.write_load)
-        m.d.comb += load_dense.vmem.ready.eq(1)  # it has no commands for it
         wiring.connect(m, drain.write, vmem.write_drain)
         wiring.connect(m, vector.write, vmem.write_vector)
         wiring.connect(m, store.read, vmem.read_store)

@@ -68,6 +68,11 @@ def load_pixel(config: ChipConfig) -> data.StructLayout:
     })  # fmt: skip
 
 
+def _row_write(config: ChipConfig) -> data.StructLayout:
+    """A row for the vector memory, before its address is checked."""
+    return data.StructLayout({"address": signed(34), "row": vmem_write(config)["row"].shape})
+
+
 class LoadWalker(Block):
     """Walks the pixels of a LOAD, one a cycle, three cycles of latency.
 
@@ -231,6 +236,8 @@ class LoadUnit(Block):
     Parameters
     ----------
     config : ChipConfig
+    dense : bool
+        A unit for the dense buffers alone: any other target and LOAD_RAW are FIELD, and there is no `vmem`.
 
     Members
     -------
@@ -248,8 +255,8 @@ class LoadUnit(Block):
     events : Out(load_events(config))
     """
 
-    def __init__(self, *, config: ChipConfig) -> None:
-        self.config = config
+    def __init__(self, *, config: ChipConfig, dense: bool = False) -> None:
+        self.config, self.dense = config, dense
         super().__init__(
             {
                 "command": In(command_stream()),
@@ -258,10 +265,14 @@ class LoadUnit(Block):
                 "table": Out(memory_read_signature(config)),
                 "memory": Out(memory_read_signature(config)),
                 "write": Out(buffer_write(config)),
-                "vmem": Out(stream.Signature(vmem_write(config))),
+                **({} if dense else {"vmem": Out(stream.Signature(vmem_write(config)))}),
                 "events": Out(load_events(config)),
             }
         )
+
+    @property
+    def suffix(self) -> str:
+        return "dense" if self.dense else ""
 
     def elaborate(self, platform):
         m = Module()
@@ -270,7 +281,8 @@ class LoadUnit(Block):
         load = data.View(LAYOUTS[Opcode.LOAD], word[: LAYOUTS[Opcode.LOAD].size])
         raw = data.View(LAYOUTS[Opcode.LOAD_RAW], word[: LAYOUTS[Opcode.LOAD_RAW].size])
         is_raw = Signal()
-        m.d.comb += is_raw.eq(load.opcode == Opcode.LOAD_RAW)
+        if not self.dense:
+            m.d.comb += is_raw.eq(load.opcode == Opcode.LOAD_RAW)
 
         # Two commands overlap: this one is fetched while the one before, `place_word`, is still brought to its place.
         walk = Signal(load_walk())
@@ -346,8 +358,29 @@ class LoadUnit(Block):
         decoder = place(m, "decoder", Decoder(config=config))
         m.d.comb += decode_error.eq(decoder.error)
         request = stream.Signature(self.memory.request.payload.shape()).create(path=("block_request",))
-        raw_request = stream.Signature(self.memory.request.payload.shape()).create(path=("raw_request",))
         words = stream.Signature(self.memory.response.payload.shape()).create(path=("block_words",))
+        rows = stream.Signature(_row_write(config)).create(path=("element_rows",))
+        real_beat, range_place, beat_waits = Signal(), Signal(), Signal()
+        self._fetch(m, load, walk, start, fetch_done, request, words, decoder)
+        m.d.comb += beat_waits.eq(
+            self._place(m, placed, place_walk, start_place, place_done, decoder, rows, real_beat, range_place)
+        )
+        plain, kind = Mux(real_beat, 16 * config.beat, 0), placed.kind
+        if self.dense:
+            m.d.comb += [
+                self.memory.request.payload.eq(request.payload),
+                self.memory.request.valid.eq(request.valid),
+                request.ready.eq(self.memory.request.ready),
+                words.payload.eq(self.memory.response.payload),
+                words.valid.eq(self.memory.response.valid),
+                self.memory.response.ready.eq(words.ready),
+                range_error.eq(range_place),
+                writing.eq(beat_waits),
+            ]
+            m.d.sync += [self.events.kind.eq(kind), self.events.bits.eq(plain)]
+            return m
+
+        raw_request = stream.Signature(self.memory.request.payload.shape()).create(path=("raw_request",))
         raw_words = stream.Signature(self.memory.response.payload.shape()).create(path=("raw_words",))
         with m.If(raw_active):
             m.d.comb += [
@@ -369,19 +402,13 @@ class LoadUnit(Block):
             raw_words.payload.eq(self.memory.response.payload),
             raw_words.valid.eq(self.memory.response.valid & raw_active),
         ]
-        self._fetch(m, load, walk, start, fetch_done, request, words, decoder)
         self._fetch_raw(m, raw, start_raw, raw_request)
 
         # Writes of the two commands to the vector memory, out of one register
-        target = stream.Signature(data.StructLayout({
-            "address": signed(34), "row": vmem_write(config)["row"].shape,
-        }))  # fmt: skip
-        rows, raw_rows = target.create(path=("element_rows",)), target.create(path=("raw_rows",))
-        real_beat, range_place = Signal(), Signal()
-        beat_waits = self._place(m, placed, place_walk, start_place, place_done, decoder, rows, real_beat, range_place)
+        raw_rows = stream.Signature(_row_write(config)).create(path=("raw_rows",))
         self._place_raw(m, raw, start_raw, raw_done, raw_words, raw_rows)
         free, inside = Signal(), Signal()
-        chosen = Signal(target.members["payload"].shape, name="vmem_next")
+        chosen = Signal(_row_write(config), name="vmem_next")
         offered = Signal()
         m.d.comb += [
             free.eq(~self.vmem.valid | self.vmem.ready),
@@ -402,10 +429,8 @@ class LoadUnit(Block):
             ]
 
         m.d.sync += [
-            self.events.kind.eq(Mux(raw_active, raw.kind, placed.kind)),
-            self.events.bits.eq(
-                Mux(raw_rows.valid & free, 32 * config.beat, Mux(real_beat, 16 * config.beat, 0)),
-            ),
+            self.events.kind.eq(Mux(raw_active, raw.kind, kind)),
+            self.events.bits.eq(Mux(raw_rows.valid & free, 32 * config.beat, plain)),
         ]
         return m
 
@@ -436,6 +461,8 @@ class LoadUnit(Block):
             cores & ((load.cores == 0) | load.cores[config.cores :].any()),
             cores & load.element[: config.beat.bit_length() - 1].any(),
         ]
+        if self.dense:
+            wrong.append(load.target != Target.DENSE)
         valid = Signal(name="valid_load")
         m.d.comb += valid.eq(~Cat(wrong).any())
         return valid
@@ -674,8 +701,9 @@ class LoadUnit(Block):
         to_vmem = Signal()
         row, run = Signal(signed(ROW_BITS + 1), reset_less=True), Signal(13, reset_less=True)
         elements = Signal(self.write.beat.shape(), name="beat_elements", reset_less=True)
+        if not self.dense:
+            m.d.comb += to_vmem.eq(load.target == Target.VMEM)
         m.d.comb += [
-            to_vmem.eq(load.target == Target.VMEM),
             out_free.eq(~out_valid | ~to_vmem | rows.ready),
         ]
         with m.If(out_free):
@@ -697,7 +725,7 @@ class LoadUnit(Block):
         high, low = Signal(signed(ROW_BITS + 1), name="high"), Signal(signed(ROW_BITS + 1), name="low")
         dense, inside = Signal(), Signal(name="high_low_inside")
         m.d.comb += [
-            dense.eq(load.target == Target.DENSE),
+            dense.eq(1 if self.dense else load.target == Target.DENSE),
             high.eq(Mux(load.transpose, run, row)),
             low.eq(Mux(load.transpose, row, run)),
             inside.eq(
@@ -720,14 +748,15 @@ class LoadUnit(Block):
             ]
 
         # Vector memory
-        m.d.comb += [rows.valid.eq(out_valid & to_vmem), rows.payload.address.eq(row)]
-        for element in range(config.beat):
-            single = place(m, f"single{element}", HalfToSingle())
-            m.d.comb += [
-                single.i.eq(elements.data[element]),
-                single.scale.eq(load.scale),
-                rows.payload.row[element].eq(single.o),
-            ]
+        if not self.dense:
+            m.d.comb += [rows.valid.eq(out_valid & to_vmem), rows.payload.address.eq(row)]
+            for element in range(config.beat):
+                single = place(m, f"single{element}", HalfToSingle())
+                m.d.comb += [
+                    single.i.eq(elements.data[element]),
+                    single.scale.eq(load.scale),
+                    rows.payload.row[element].eq(single.o),
+                ]
         return out_valid
 
     def _fetch_raw(self, m: Module, raw, start, request) -> None:
