@@ -122,8 +122,8 @@ class Counters(Block):
         Value of the counter `host_index`, once that has been the same for `HOST_LATENCY` cycles. A running counter may
         change between its two halves.
     mark_read : In(1); mark_index : In(range(len(COUNTERS))); mark_value : Out(64)
-        Value of the counter `mark_index` in the cycle after `mark_read` (not in two successive cycles); saved values for
-        the counters that `snapshot` saves, while they have the index.
+        Value of the counter `mark_index` in the cycle after `mark_read` (not in two successive cycles). Of those that
+        `snapshot` saves, the saved value, for as long as they have the index.
     """
 
     LATENCY = 6

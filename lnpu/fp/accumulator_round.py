@@ -138,8 +138,8 @@ class AccumulatorRound(Block):
         fp16_3 = keep(fp16_2, "fp16_3")
         saturate_3 = keep(saturate_2, "saturate_3")
 
-        # 4: round, to a pattern of 15 or 31 bits below the sign, and bring FP16 to FP32. Where nothing but zeros follows
-        # the guard bit of a negative sum, there are ones behind that of u: the guard bit 0 is a tie, 1 is one more.
+        # 4: round, to a pattern of 15 or 31 bits below the sign, and bring FP16 to FP32. Where only zeros follow the
+        # guard bit of a negative sum, there are ones behind that of u: the guard bit 0 is a tie, 1 is one more.
         u = Signal(24)
         packed = Signal(31)
         inexact, guard, up = aligned_3[0], Signal(), Signal()

@@ -105,9 +105,7 @@ def shift_left(m: Module, value: Value, amount: Value, *, keep: int, name: str) 
     return value, rest
 
 
-def _shift_left(
-    m: Module, value: Value, step: int, shift: Value, keep: int, name: str
-) -> tuple[Signal, Value]:
+def _shift_left(m: Module, value: Value, step: int, shift: Value, keep: int, name: str) -> tuple[Signal, Value]:
     """A level of a shifter: `value`, or that shifted left by `step`, a power of two.
 
     The levels below shift by less than `step`. Bits that they cannot bring among the highest `keep` are dropped; also

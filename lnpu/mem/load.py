@@ -14,10 +14,7 @@ from lnpu.interfaces import Error, buffer_write, command_stream, memory_read_sig
 from lnpu.mem.aligner import Aligner, aligned_block
 from lnpu.mem.fifo import RegisterFifo
 
-__all__ = ["LoadUnit", "LoadWalker", "load_events", "load_pixel", "load_walk"]
-
-BLOCK_BITS = 33
-"""Bits of a block's number: 160 bytes times that covers 40 address bits. Block numbers are modulo 2^33."""
+__all__ = ["LoadUnit", "LoadWalker", "block_bits", "load_events", "load_pixel", "load_walk"]
 
 ROW_BITS = 31
 """Bits of a destination row before it is checked (signed)."""
@@ -39,8 +36,13 @@ def load_events(config: ChipConfig) -> data.StructLayout:
     return data.StructLayout({"kind": 3, "bits": (32 * config.beat).bit_length()})
 
 
-def load_walk() -> data.StructLayout:
-    """Parameters of a `LoadWalker`: fields of LOAD, and products of them modulo 2^33.
+def block_bits(config: ChipConfig) -> int:
+    """Bits of a block's number: 160 bytes times that covers all addresses. Block numbers are modulo 2^(these bits)."""
+    return config.address_bits - 7
+
+
+def load_walk(config: ChipConfig) -> data.StructLayout:
+    """Parameters of a `LoadWalker`: fields of LOAD, and products of them, numbers of blocks.
 
     `block`: line * line_blocks; `block_n`, `block_i`: the same of line_n and line_i.
     """
@@ -48,7 +50,7 @@ def load_walk() -> data.StructLayout:
     return data.StructLayout(
         count
         | {"line": signed(25), "line_n": 16, "line_i": 8, "pixel": signed(16), "pixel_j": 8}
-        | dict.fromkeys(("block", "block_n", "block_i"), BLOCK_BITS)
+        | dict.fromkeys(("block", "block_n", "block_i"), block_bits(config))
         | {"log2_block_pixels": 3, "channel": 5}
         | {"dest": 16, "dest_n": signed(16), "dest_i": signed(16), "dest_j": signed(16)}
     )
@@ -62,8 +64,9 @@ def load_pixel(config: ChipConfig) -> data.StructLayout:
     one that has been read past `position`). `block`, `position`: number of its block, and its first beat there.
     `row`: its destination. `last`: the last of the walk.
     """
+    position_bits = config.block_beats.bit_length() - 1
     return data.StructLayout({
-        "real": 1, "negative": 1, "fresh": 1, "block": BLOCK_BITS, "position": config.block_beats.bit_length() - 1,
+        "real": 1, "negative": 1, "fresh": 1, "block": block_bits(config), "position": position_bits,
         "row": signed(ROW_BITS), "last": 1,
     })  # fmt: skip
 
@@ -89,7 +92,7 @@ class LoadWalker(Block):
     -------
     start : In(1)
         Begin the walk. Only while there is none.
-    walk : In(load_walk())
+    walk : In(load_walk(config))
         Constant from `start` until `last` has been taken.
     o : Out(stream.Signature(load_pixel(config)))
     """
@@ -97,7 +100,7 @@ class LoadWalker(Block):
     def __init__(self, *, config: ChipConfig, rows: bool) -> None:
         self.config, self.rows = config, rows
         super().__init__({
-            "start": In(1), "walk": In(load_walk()), "o": Out(stream.Signature(load_pixel(config))),
+            "start": In(1), "walk": In(load_walk(config)), "o": Out(stream.Signature(load_pixel(config))),
         })  # fmt: skip
 
     @property
@@ -108,7 +111,7 @@ class LoadWalker(Block):
         m = Module()
         walk = self.walk
 
-        # Counters, and what follows them with one addition a step.
+        # Counters, and what follows them, each with one adder.
         n, i, j = Signal(12, reset_less=True), Signal(12, reset_less=True), Signal(12, reset_less=True)
         j_last, i_last, n_last = Signal(), Signal(), Signal()
         active, step = Signal(), Signal()
@@ -133,22 +136,27 @@ class LoadWalker(Block):
             value = Signal(shape, name=name, reset_less=True)
             of_i = Signal(shape, name=f"{name}_i", reset_less=True) if step_j is not None else value
             of_n = Signal(shape, name=f"{name}_n", reset_less=True) if step_n is not None else None
+            following = Signal(shape, name=f"{name}_next")
+            if step_i is None:
+                m.d.comb += following.eq(Mux(j_last, of_i, value + step_j))
+            else:
+                origin, stride = Mux(i_last, of_n, of_i), Mux(i_last, step_n, step_i)
+                if step_j is not None:
+                    origin, stride = Mux(j_last, origin, value), Mux(j_last, stride, step_j)
+                m.d.comb += following.eq(origin + stride)
             with m.If(self.start):
                 m.d.sync += [signal.eq(base) for signal in (value, of_i, of_n) if signal is not None]
             with m.Elif(step):
-                if step_j is not None:
-                    m.d.sync += value.eq(value + step_j)
-                with m.If(j_last):
-                    if step_i is None:
-                        m.d.sync += value.eq(of_i)
-                    else:
-                        m.d.sync += [value.eq(of_i + step_i), of_i.eq(of_i + step_i)]
+                m.d.sync += value.eq(following if step_j is not None else Mux(j_last, following, value))
+                if step_i is not None:
+                    with m.If(j_last):
+                        m.d.sync += of_i.eq(following)
                         with m.If(i_last):
-                            m.d.sync += [signal.eq(of_n + step_n) for signal in (value, of_i, of_n)]
+                            m.d.sync += of_n.eq(following)
             return value
 
         line = follow("line", signed(30), walk.line, walk.line_n, walk.line_i, None)
-        block = follow("block", BLOCK_BITS, walk.block, walk.block_n, walk.block_i, None)
+        block = follow("block", len(walk.block), walk.block, walk.block_n, walk.block_i, None)
         pixel = follow("pixel", signed(22), walk.pixel, None, None, walk.pixel_j)
         row = Const(0, 1)
         if self.rows:
@@ -182,7 +190,8 @@ class LoadWalker(Block):
                         ]
 
         # Whether its block is there already
-        held, held_block, held_position = Signal(), Signal(BLOCK_BITS, reset_less=True), Signal.like(found.position)
+        held, held_position = Signal(), Signal.like(found.position)
+        held_block = Signal(len(found.block), reset_less=True)
         with m.If(self.start):
             m.d.sync += held.eq(0)
         with m.If(~self.o.valid | self.o.ready):
@@ -220,7 +229,7 @@ class LoadUnit(Block):
 
     Errors of one kind that come at the same time as others may merge; `error` is NONE in the cycles between, and all
     have been given when `busy` falls. Destination rows are exact integers (they do not wrap), block numbers are modulo
-    2^33. Neither the number of lines nor `line_blocks` bounds the pixels.
+    2^(address_bits - 7). Neither the number of lines nor `line_blocks` bounds the pixels.
 
     A block begins behind those before it in its run: at the sum of their bytes in the table, whatever these are. Its
     words are one request, or none: the first word is not asked for if it is the last one of the block that was read
@@ -285,10 +294,10 @@ class LoadUnit(Block):
             m.d.comb += is_raw.eq(load.opcode == Opcode.LOAD_RAW)
 
         # Two commands overlap: this one is fetched while the one before, `place_word`, is still brought to its place.
-        walk = Signal(load_walk())
+        walk = Signal(load_walk(config))
         place_word = Signal.like(word, name="place_word")
         placed = data.View(LAYOUTS[Opcode.LOAD], place_word[: LAYOUTS[Opcode.LOAD].size])
-        place_walk = Signal(load_walk(), name="place_walk", reset_less=True)
+        place_walk = Signal(load_walk(config), name="place_walk", reset_less=True)
         start, hand_over, start_place, start_raw = Signal(), Signal(), Signal(), Signal()
         fetch_done, place_done, raw_done, writing = Signal(), Signal(), Signal(), Signal()
         fetching, placing, raw_active = Signal(), Signal(), Signal()
@@ -481,7 +490,7 @@ class LoadUnit(Block):
 
     def _products(self, m: Module, load, step, walk) -> None:
         """Fill the walkers' parameters; the products one a cycle, out of one multiplier."""
-        for name, _ in load_walk():
+        for name, _ in load_walk(self.config):
             if name in LAYOUTS[Opcode.LOAD].members:
                 m.d.comb += walk[name].eq(load[name])
         factors = [
@@ -495,7 +504,7 @@ class LoadUnit(Block):
         for index, (name, first, second) in enumerate(factors):
             with m.If(step == index):
                 m.d.comb += [a.eq(first), b.eq(second)]
-            held = Signal(BLOCK_BITS, name=f"product_{name}", reset_less=True)
+            held = Signal(block_bits(self.config), name=f"product_{name}", reset_less=True)
             with m.If(step == index + 1):
                 m.d.sync += held.eq(product)
             m.d.comb += walk[name].eq(held)
@@ -516,10 +525,10 @@ class LoadUnit(Block):
 
         # Words of the table. One is requested only when there is room for it: it must not block the memory's data.
         ahead = max(2, 256 // config.axi_bits)
-        pending = data.StructLayout({"block": BLOCK_BITS, "next_word": 1})
+        pending = data.StructLayout({"block": block_bits(config), "next_word": 1})
         blocks = place(m, "pending_blocks", RegisterFifo(shape=pending, depth=PENDING_BLOCKS))
         lengths = place(m, "table_words", RegisterFifo(shape=config.axi_bits, depth=ahead))
-        table_word, table_valid = Signal(BLOCK_BITS - word_bits, reset_less=True), Signal()
+        table_word, table_valid = Signal(block_bits(config) - word_bits, reset_less=True), Signal()
         asked = Signal(range(ahead + 1), name="table_words_asked")
         asking, table_address = Signal(name="table_asking"), Signal(config.address_bits, reset_less=True)
         needed, same, possible, ask = Signal(), Signal(), Signal(), Signal()
