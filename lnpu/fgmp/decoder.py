@@ -243,9 +243,10 @@ class Decoder(Block):
 
         take, advance, useless = Signal(name="unit_take"), Signal(name="held_advance"), Signal(name="held_useless")
         m.d.comb += [
-            # A useless unit waits like others: whether it is one is known too late for those behind.
+            # To be early, `ready` looks at registers only: a useless unit waits like others, and a header's place is free
+            # from the cycle after it has left on.
             advance.eq(~waiting | held.ready),
-            packed.ready.eq(advance & ((index != 0) | ~complete | header.ready)),
+            packed.ready.eq(advance & ((index != 0) | ~complete)),
             take.eq(packed.valid & packed.ready),
             # `raw` still holds the header of the block that the held unit is of, as far as that unit reached.
             useless.eq((held_index < most) & (((held_index + 1) * unit) <= out.start) & ~held.payload.last),
