@@ -243,8 +243,8 @@ class Decoder(Block):
 
         take, advance, useless = Signal(name="unit_take"), Signal(name="held_advance"), Signal(name="held_useless")
         m.d.comb += [
-            # To be early, `ready` looks at registers only: a useless unit waits like others, and a header's place is free
-            # from the cycle after it has left on.
+            # To be early, `ready` looks at registers only: a useless unit waits like others, and the place of a header
+            # is free in the cycle after it has left.
             advance.eq(~waiting | held.ready),
             packed.ready.eq(advance & ((index != 0) | ~complete)),
             take.eq(packed.valid & packed.ready),

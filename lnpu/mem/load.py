@@ -289,9 +289,6 @@ class LoadUnit(Block):
         word = Signal(len(self.command.payload), name="command_word", reset_less=True)
         load = data.View(LAYOUTS[Opcode.LOAD], word[: LAYOUTS[Opcode.LOAD].size])
         raw = data.View(LAYOUTS[Opcode.LOAD_RAW], word[: LAYOUTS[Opcode.LOAD_RAW].size])
-        is_raw = Signal()
-        if not self.dense:
-            m.d.comb += is_raw.eq(load.opcode == Opcode.LOAD_RAW)
 
         # Two commands overlap: this one is fetched while the one before, `place_word`, is still brought to its place.
         walk = Signal(load_walk(config))
@@ -315,10 +312,11 @@ class LoadUnit(Block):
                     m.next = "check"
             with m.State("check"):
                 m.d.sync += step.eq(0)
-                with m.If(is_raw & valid_raw):
-                    m.next = "start raw"
-                with m.Elif((load.opcode == Opcode.LOAD) & valid_load):
+                with m.If((load.opcode == Opcode.LOAD) & valid_load):
                     m.next = "multiply"
+                if not self.dense:
+                    with m.Elif((load.opcode == Opcode.LOAD_RAW) & valid_raw):
+                        m.next = "start raw"
                 with m.Else():
                     m.d.sync += pending.field.eq(1)
                     m.next = "idle"
@@ -334,13 +332,14 @@ class LoadUnit(Block):
                 m.next = "fetch"
             with m.State("fetch"), m.If(fetch_done):
                 m.next = "idle"
-            with m.State("start raw"), m.If(~placing):
-                m.d.comb += start_raw.eq(1)
-                m.d.sync += raw_active.eq(1)
-                m.next = "raw"
-            with m.State("raw"), m.If(raw_done & ~writing):
-                m.d.sync += raw_active.eq(0)
-                m.next = "idle"
+            if not self.dense:
+                with m.State("start raw"), m.If(~placing):
+                    m.d.comb += start_raw.eq(1)
+                    m.d.sync += raw_active.eq(1)
+                    m.next = "raw"
+                with m.State("raw"), m.If(raw_done & ~writing):
+                    m.d.sync += raw_active.eq(0)
+                    m.next = "idle"
         m.d.sync += start_place.eq(hand_over)
         with m.If(hand_over):
             m.d.sync += [place_word.eq(word), place_walk.eq(walk), placing.eq(1)]
