@@ -63,7 +63,7 @@ class Chip(Block):
         reader = place(m, "reader", AxiReader(config=config, clients=5))
         writer = place(m, "writer", AxiWriter(config=config, clients=3))
         load = place(m, "load", LoadUnit(config=config))
-        load_dense = place(m, "load_dense", LoadUnit(config=config))
+        load_dense = place(m, "load_dense", LoadUnit(config=config, dense=True))
         store = place(m, "store", StoreUnit(config=config))
         vector = place(m, "vector", VectorUnit(config=config))
         vmem = place(m, "vmem", VectorMemory(config=config))
@@ -174,19 +174,20 @@ class Chip(Block):
             counters.snapshot.eq(processor.snapshot),
             counters.host_index.eq(registers.counter_index),
             registers.counter_value.eq(counters.host_value),
+            counters.mark_read.eq(processor.counter_read),
             counters.mark_index.eq(processor.counter_index),
             processor.counter_value.eq(counters.mark_value),
             counters.reader.eq(reader.events),
             counters.writer.eq(writer.events),
-            counters.load.plain.eq(load.events.bits),
+            counters.load.plain.eq(load.events.bits >> 4),
             counters.load.kind.eq(load.events.kind),
-            counters.load_dense.plain.eq(load_dense.events.bits),
+            counters.load_dense.plain.eq(load_dense.events.bits >> 4),
             counters.load_dense.kind.eq(load_dense.events.kind),
             counters.store.zero.eq(store.events.zero),
             counters.store.underflow.eq(store.events.underflow),
             counters.store.fp8.eq(store.events.fp8),
             counters.store.fp16.eq(store.events.fp16),
-            counters.store.plain.eq(store.events.plain_bits),
+            counters.store.plain.eq(store.events.plain_bits >> 4),
             counters.store.kind.eq(store.events.kind),
             *(counters.cores[i].eq(core.events) for i, core in enumerate(cores)),
             registers.flags.eq(Cat(drain.nonfinite, store.events.nonfinite)),

@@ -163,8 +163,11 @@ class ChipConfig:
 TINY = ChipConfig(name="tiny")
 """Unit tests and CI: 16 FP16 MACs a cycle."""
 
-EDGE = ChipConfig(name="edge", cores=1, lanes=8, dense_rows=512, psum_rows=512, vmem_rows=4096, sum_rows=512)
-"""For an ECP5-85k: 8 FP16 MACs a cycle in one core. Block RAMs have 512 words of 36 bits, so rows of sums are 512."""
+EDGE = ChipConfig(
+    name="edge", cores=1, lanes=8, address_bits=32, dense_rows=512, psum_rows=512, vmem_rows=4096, sum_rows=512
+)
+"""For an ECP5-85k: 8 FP16 MACs a cycle in one core, 4 GiB of memory. Block RAMs have 512 words of 36 bits, so rows of
+sums are 512."""
 
 PAPER = ChipConfig(
     name="paper",

@@ -410,7 +410,9 @@ class Chip:
             assert not any(self._left), "MARK does not wait"
             assert not self.fetching, "MARK does not wait for the prefetch"
         index = int(dut.counter_index.value)
-        dut.counter_value.value = self.counters[index]
+        dut.counter_value.value = (
+            self.counters[index] if int(dut.counter_read.value) else self.random.randrange(1 << 48)
+        )
         if self._mark_ready[0] and int(dut.mark__request__valid.value):
             assert self._mark_request is None
             self._mark_request = unpack(WRITE["request"], int(dut.mark__request__payload.value))

@@ -38,7 +38,7 @@ class Bench:
     def __init__(self, dut, seed: int) -> None:
         self.dut, self.random = dut, rng(seed)
         self.model = dict.fromkeys(COUNTERS, 0)
-        for name in (*BITS, *LAYOUTS, "cores", "clear", "snapshot", "host_index", "mark_index"):
+        for name in (*BITS, *LAYOUTS, "cores", "clear", "snapshot", "host_index", "mark_read", "mark_index"):
             getattr(dut, name).value = 0
         self.edge = RisingEdge(dut.clk)
 
@@ -81,9 +81,9 @@ class Bench:
             for counter, kind, amount in (
                 ("read_bits", reader["kind"], reader["beat"] * CONFIG.axi_bits),
                 ("write_bits", writer["kind"], writer["beat"] * CONFIG.axi_bits),
-                ("plain_read_bits", load["kind"], load["plain"]),
-                ("plain_read_bits", load_dense["kind"], load_dense["plain"]),
-                ("plain_write_bits", store["kind"], store["plain"]),
+                ("plain_read_bits", load["kind"], 16 * load["plain"]),
+                ("plain_read_bits", load_dense["kind"], 16 * load_dense["plain"]),
+                ("plain_write_bits", store["kind"], 16 * store["plain"]),
             ):
                 model[f"{counter}_{TensorKind(kind).name.lower()}"] += amount
             await self.edge
@@ -92,15 +92,27 @@ class Bench:
         await ClockCycles(dut.clk, Counters.LATENCY + 1)
 
     async def read(self, port: str) -> dict[str, int]:
-        """All counters through the `host` or the `mark` port, in random order."""
-        index, value = getattr(self.dut, f"{port}_index"), getattr(self.dut, f"{port}_value")
-        names, values = list(COUNTERS), {}
+        """All counters through the `host` or the `mark` port, in random order; the other port is busy too."""
+        dut, names, values = self.dut, list(COUNTERS), {}
         for number in self.random.permutation(len(names)):
-            index.value = int(number)
-            await self.edge
-            await self.edge
-            values[names[number]] = int(value.value)
+            if port == "host":
+                dut.host_index.value = int(number)
+                for _ in range(Counters.HOST_LATENCY // 2):
+                    await self._mark(int(self.random.integers(len(names))))
+                values[names[number]] = int(dut.host_value.value)
+            else:
+                dut.host_index.value = int(self.random.integers(len(names)))
+                await ClockCycles(dut.clk, int(self.random.integers(3)) + 1)
+                values[names[number]] = await self._mark(int(number))
         return {name: values[name] for name in names}
+
+    async def _mark(self, number: int) -> int:
+        dut = self.dut
+        dut.mark_index.value, dut.mark_read.value = number, 1
+        await self.edge
+        dut.mark_read.value = 0
+        await self.edge
+        return int(dut.mark_value.value)
 
 
 async def _pulse(dut, name: str) -> None:
@@ -175,9 +187,47 @@ async def wide_counts(dut):
     """Carries run through all 48 bits, and the counter wraps."""
     bench = Bench(dut, 5)
     await start(dut)
+    await ClockCycles(dut.clk, Counters.PERIOD)  # totals are zero
     for name in ("cycles", "mac16", "plain_read_bits_activation"):
-        getattr(dut, name).value = (1 << 48) - 1
+        dut.totals.words[list(COUNTERS).index(name)].value = (1 << 48) - 1
         bench.model[name] = -1
     await bench.events(1, extreme=True)
     await bench.events(20)
     assert await bench.read("host") == {name: value % (1 << 48) for name, value in bench.model.items()}
+
+
+@cocotb.test()
+async def long_counts(dut):
+    """The largest events, for longer than the small counters hold, while both ports take their visits."""
+    bench = Bench(dut, 6)
+    await start(dut)
+    reading = cocotb.start_soon(_read_on(bench))
+    await bench.events(4 * Counters.PERIOD, extreme=True)
+    reading.cancel()
+    await ClockCycles(dut.clk, 2)
+    dut.mark_read.value = 0
+    assert await bench.read("host") == bench.model
+    assert await bench.read("mark") | await bench.read("host") == bench.model
+
+
+async def _read_on(bench) -> None:
+    while True:
+        bench.dut.host_index.value = int(bench.random.integers(len(COUNTERS)))
+        await bench._mark(int(bench.random.integers(len(COUNTERS))))
+
+
+@cocotb.test()
+async def running_counts(dut):
+    """Values that are read while a counter runs are those of a cycle."""
+    bench = Bench(dut, 7)
+    await start(dut)
+    dut.busy.value = 1
+    before, cycles = None, 2
+    dut.host_index.value = list(COUNTERS).index("cycles")
+    for _ in range(3 * Counters.PERIOD):
+        await bench.edge
+        value, cycles = int(dut.host_value.value), cycles + 1
+        if cycles > Counters.HOST_LATENCY + Counters.LATENCY:
+            assert cycles - Counters.HOST_LATENCY - Counters.LATENCY <= value <= cycles
+            assert before is None or before <= value
+            before = value

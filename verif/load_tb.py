@@ -385,8 +385,8 @@ class Bench:
         }  # fmt: skip
         return fields | more, line_blocks * lines
 
-    def random_walk(self, *, in_range: bool = True) -> tuple[Tensor, dict]:
-        """Any LOAD that is not malformed, and the blocks that it needs."""
+    def random_walk(self, *, in_range: bool = True, target: int | None = None) -> tuple[Tensor, dict]:
+        """Any LOAD that is not malformed (to `target`), and the blocks that it needs."""
         random = self.random
 
         def below(limit: int) -> int:
@@ -397,7 +397,7 @@ class Bench:
         channel = below(part) if random.random() < 0.4 else 0
         beats = 1 + below(part - channel) if random.random() < 0.5 else part - channel
         counts = [1 + below(3), 1 + below(5), 1 + below(7)]
-        target = below(4)
+        target = below(4) if target is None else target
         f = {
             "kind": below(8), "n_count": counts[0], "i_count": counts[1], "j_count": counts[2],
             "line": below(6) - 3, "line_n": below(8), "line_i": below(3), "pixel": below(9) - 4, "pixel_j": below(4),

@@ -13,7 +13,7 @@ class AxiLiteSlave(Block):
     """AXI4-Lite slave with one write and one read at a time, side by side.
 
     Address and data of a write come in any order. Bits 1:0 of addresses are ignored, as AXI4-Lite has it: accesses are
-    of whole words. All AXI outputs are registers. A write takes at least three cycles, a read four.
+    of whole words. All AXI outputs are registers. A write takes at least three cycles, a read `LOOK_UP` and three.
 
     Members
     -------
@@ -27,8 +27,11 @@ class AxiLiteSlave(Block):
     read_address : Out(10)
         Number of the word that is being read.
     read_data : In(32); read_refused : In(1)
-        Answer, taken in the second cycle in which `read_address` has its value. Reads have no side effects.
+        Answer, taken `LOOK_UP` cycles after the first one in which `read_address` has its value. Reads have no side
+        effects.
     """
+
+    LOOK_UP = 8
 
     def __init__(self) -> None:
         super().__init__({
@@ -68,6 +71,7 @@ class AxiLiteSlave(Block):
                 axi.bresp.eq(self.write_refused << 1),
             ]
 
+        looked = Signal(range(self.LOOK_UP))
         with m.FSM(name="read_state"):
             with m.State("IDLE"):
                 m.d.comb += axi.arready.eq(1)
@@ -75,7 +79,10 @@ class AxiLiteSlave(Block):
                     m.d.sync += self.read_address.eq(axi.araddr[2:])
                     m.next = "LOOK_UP"
             with m.State("LOOK_UP"):
-                m.next = "ANSWER"
+                m.d.sync += looked.eq(looked + 1)
+                with m.If(looked == self.LOOK_UP - 1):
+                    m.d.sync += looked.eq(0)
+                    m.next = "ANSWER"
             with m.State("ANSWER"):
                 m.d.sync += [axi.rvalid.eq(1), axi.rdata.eq(self.read_data), axi.rresp.eq(self.read_refused << 1)]
                 m.next = "GIVE"

@@ -82,8 +82,8 @@ class CommandProcessor(Block):
         A command starts in this cycle.
     snapshot : Out(1)
         Pulse before the counters are written: see `Counters`.
-    counter_index : Out(range(len(COUNTERS))); counter_value : In(64)
-        The value is that of the index of the cycle before.
+    counter_read : Out(1); counter_index : Out(range(len(COUNTERS))); counter_value : In(64)
+        After a cycle with `counter_read` the value must be that of the index. Not in two successive cycles.
     """
 
     PREFETCH = 4
@@ -114,6 +114,7 @@ class CommandProcessor(Block):
             "state": In(TENSOR_STATE),
             "started": Out(1),
             "snapshot": Out(1),
+            "counter_read": Out(1),
             "counter_index": Out(range(len(COUNTERS))),
             "counter_value": In(64),
         })  # fmt: skip
@@ -448,6 +449,7 @@ class CommandProcessor(Block):
                         with m.If(next_counter == total):
                             m.next = "MARK_FINISH"
                 with m.Else():
+                    m.d.comb += self.counter_read.eq(1)
                     m.next = "MARK_TAKE"
             with m.State("MARK_TAKE"):
                 value = Mux(next_counter < len(COUNTERS), self.counter_value, 0)

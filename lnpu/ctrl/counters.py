@@ -1,6 +1,6 @@
 """The performance counters: their list, and the hardware that counts."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -8,7 +8,7 @@ from lnpu.bus.axi_reader import reader_events_layout
 from lnpu.bus.axi_writer import writer_events_layout
 from lnpu.config import ChipConfig
 from lnpu.formats import TensorKind
-from lnpu.hdl import Block
+from lnpu.hdl import Block, Sram
 
 __all__ = [
     "COUNTERS",
@@ -58,6 +58,9 @@ COUNTERS: dict[str, str] = {
 }
 """Names of the counters and what they count, in the order of the COUNTER registers and of what MARK writes."""
 
+_SAVED = ("cycles", "write_beats", "write_bits_other")
+"""Counters that MARK itself changes."""
+
 
 def core_events_layout() -> data.StructLayout:
     """What a core reports each cycle.
@@ -70,8 +73,8 @@ def core_events_layout() -> data.StructLayout:
 
 
 def load_events_layout() -> data.StructLayout:
-    """What the LOAD unit reports each cycle: `plain` bits that a transfer of `kind` takes in plain FP16."""
-    return data.StructLayout({"plain": 16, "kind": 3})
+    """What the LOAD unit reports each cycle: what a transfer of `kind` takes in plain FP16, `plain` times 16 bits."""
+    return data.StructLayout({"plain": 7, "kind": 3})
 
 
 def store_events_layout() -> data.StructLayout:
@@ -81,7 +84,7 @@ def store_events_layout() -> data.StructLayout:
     counted here; it goes to FLAGS). `plain`, `kind`: as for the LOAD unit.
     """
     return data.StructLayout(
-        {"zero": 7, "underflow": 7, "fp8": 7, "fp16": 7, "nonfinite": 1, "plain": 16, "kind": 3}
+        {"zero": 7, "underflow": 7, "fp8": 7, "fp16": 7, "nonfinite": 1, "plain": 7, "kind": 3}
     )  # fmt: skip
 
 
@@ -90,7 +93,9 @@ class Counters(Block):
 
     Events are counted at most `Counters.LATENCY` cycles after they were reported.
 
-    Bits on the bus are kept as words, so that a counter of words needs just an increment; they are read as bits.
+    The totals are in an SRAM. Before it each counter has a small one, which holds what `PERIOD` cycles can bring; these
+    are visited in turn, at least once in `PERIOD` cycles, and added to their totals. A read is a visit out of turn,
+    which leaves both as they are: its value is total plus small counter.
 
     Parameters
     ----------
@@ -110,14 +115,23 @@ class Counters(Block):
     clear : In(1)
         Set all counters to zero (what is reported in the same cycle may still count).
     snapshot : In(1)
-        Save, for the `mark` port, the counters that MARK itself changes: cycles, write_beats, write_bits_other.
+        Save, for the `mark` port, the counters that MARK itself changes: cycles, write_beats, write_bits_other. The
+        latter two must not change in the next two cycles, and `mark_read` comes three cycles later at the earliest, of
+        a saved counter two.
     host_index : In(range(len(COUNTERS))); host_value : Out(64)
-        Value of the counter `host_index` of the cycle before. A running counter may change between its two halves.
-    mark_index : In(range(len(COUNTERS))); mark_value : Out(64)
-        Likewise, but saved values for the counters that `snapshot` saves.
+        Value of the counter `host_index`, once that has been the same for `HOST_LATENCY` cycles. A running counter may
+        change between its two halves.
+    mark_read : In(1); mark_index : In(range(len(COUNTERS))); mark_value : Out(64)
+        Value of the counter `mark_index` in the cycle after `mark_read` (not in two successive cycles). Of those that
+        `snapshot` saves, the saved value, for as long as they have the index.
     """
 
     LATENCY = 6
+    HOST_LATENCY = 8
+    PERIOD = 256
+    """Cycles. A visit takes one; the visits in turn get at least a quarter of them, beside MARK's and the host's."""
+
+    assert 4 * (len(COUNTERS) + 1) <= PERIOD
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
@@ -140,6 +154,7 @@ class Counters(Block):
             "snapshot": In(1),
             "host_index": index,
             "host_value": Out(64),
+            "mark_read": In(1),
             "mark_index": index,
             "mark_value": Out(64),
         })  # fmt: skip
@@ -168,7 +183,7 @@ class Counters(Block):
 
     def elaborate(self, platform):
         m = Module()
-        word_shift = self.config.axi_bits.bit_length() - 1
+        numbers = {name: number for number, name in enumerate(COUNTERS)}
 
         def registered(value, name: str):
             copy = Signal(value.shape(), name=name, reset_less=True)
@@ -182,80 +197,109 @@ class Counters(Block):
         store = registered(self.store, "store_events")
         cores = self._sum_of_cores(m)
 
-        values = {}  # of the counters, as they are read
-        increments = {
-            "cycles": registered(self.busy, "cycle"),
-            "commands": registered(self.started, "command"),
-            "core_busy": cores["busy"],
-            "mac16": cores["mac16"],
-            "mac8": cores["mac8"],
-            "skipped_zero": cores["zeros"],
-            "skipped_padding": cores["padding"],
-            "visits": cores["visit"],
-            **{
-                f"{unit}_busy": registered(getattr(self, f"{unit}_busy"), f"{unit}_is_busy")
-                for unit in ("load", "load_dense", "store", "vector", "drain")
-            },
-            "read_beats": reader.beat,
-            "write_beats": writer.beat,
-            "read_wait": reader.waiting,
-            "stored_zero": store.zero,
-            "stored_underflow": store.underflow,
-            "stored_fp8": store.fp8,
-            "stored_fp16": store.fp16,
+        # What each counter counts, and the exponent of its unit.
+        increments: dict[str, tuple[Value, int]] = {
+            name: (increment, 0)
+            for name, increment in {
+                "cycles": registered(self.busy, "cycle"),
+                "commands": registered(self.started, "command"),
+                "core_busy": cores["busy"],
+                "mac16": cores["mac16"],
+                "mac8": cores["mac8"],
+                "skipped_zero": cores["zeros"],
+                "skipped_padding": cores["padding"],
+                "visits": cores["visit"],
+                **{
+                    f"{unit}_busy": registered(getattr(self, f"{unit}_busy"), f"{unit}_is_busy")
+                    for unit in ("load", "load_dense", "store", "vector", "drain")
+                },
+                "read_beats": reader.beat,
+                "write_beats": writer.beat,
+                "read_wait": reader.waiting,
+                "stored_zero": store.zero,
+                "stored_underflow": store.underflow,
+                "stored_fp8": store.fp8,
+                "stored_fp16": store.fp16,
+            }.items()
         }
-        for name, increment in increments.items():
-            values[name] = count = Signal(COUNTER_BITS, name=name)
-            m.d.sync += count.eq(count + increment)
-            with m.If(self.clear):
-                m.d.sync += count.eq(0)
+        word = self.config.axi_bits.bit_length() - 1
+        for kind in TensorKind:
+            label = kind.name.lower()
+            # What the two LOAD units ask for may be of different kinds.
+            plain = [Mux(unit.kind == kind.value, unit.plain, 0) for unit in (load, load_dense)]
+            plain_read = Signal(len(load.plain) + 1, name=f"plain_read_{label}", reset_less=True)
+            m.d.sync += plain_read.eq(plain[0] + plain[1])
+            increments |= {
+                f"read_bits_{label}": (reader.beat & (reader.kind == kind.value), word),
+                f"write_bits_{label}": (writer.beat & (writer.kind == kind.value), word),
+                f"plain_read_bits_{label}": (plain_read, 4),
+                f"plain_write_bits_{label}": (Mux(store.kind == kind.value, store.plain, 0), 4),
+            }
 
-        # What the two LOAD units ask for may be of different kinds.
-        counts = []
-        for member in TensorKind:
-            label = f"plain_read_bits_{member.name.lower()}"
-            values[label] = count = Signal(COUNTER_BITS, name=label)
-            counts.append(count)
-            bits = [Mux(unit.kind == member.value, unit.plain, 0) for unit in (load, load_dense)]
-            increment = Signal(len(load.plain) + 1, name=f"{label}_increment", reset_less=True)
-            m.d.sync += [increment.eq(bits[0] + bits[1]), count.eq(count + increment)]
+        # Visits: of a counter that is to be saved, else for MARK, else for the host and in turn, alternately.
+        index, in_turn, for_host = Signal.like(self.host_index), Signal(), Signal()
+        turn = Signal.like(index)
+        hosts = Signal()
+        saving = Signal(len(_SAVED))
+        renewing = Signal(init=1)  # totals from that of `turn` on are to be taken as zero
+        m.d.sync += saving.eq(Cat(self.snapshot, saving))
+        with m.If(self.snapshot):
+            m.d.comb += index.eq(numbers[_SAVED[0]])
+        for stage, name in enumerate(_SAVED[1:]):
+            with m.Elif(saving[stage]):
+                m.d.comb += index.eq(numbers[name])
+        with m.Elif(self.mark_read):
+            m.d.comb += index.eq(self.mark_index)
+        with m.Else():
+            m.d.sync += hosts.eq(~hosts)
+            m.d.comb += [index.eq(Mux(hosts, self.host_index, turn)), for_host.eq(hosts), in_turn.eq(~hosts)]
+        with m.If(in_turn):
+            m.d.sync += turn.eq(turn + 1)
+            with m.If(turn == len(COUNTERS) - 1):
+                m.d.sync += [turn.eq(0), renewing.eq(0)]
         with m.If(self.clear):
-            m.d.sync += [count.eq(0) for count in counts]
+            m.d.sync += [turn.eq(0), renewing.eq(1)]
 
-        # One adder serves the counters of all kinds: a cycle's events are of one kind.
-        for name, kind, increment, shift in (
-            ("read_bits", reader.kind, reader.beat, word_shift),
-            ("write_bits", writer.kind, writer.beat, word_shift),
-            ("plain_write_bits", store.kind, store.plain, 0),
-        ):
-            old = Signal(COUNTER_BITS - shift, name=f"{name}_old")
-            new = Signal.like(old, name=f"{name}_new")
-            m.d.comb += new.eq(old + increment)
-            counts = []
-            with m.Switch(kind):
-                for member in TensorKind:
-                    label = f"{name}_{member.name.lower()}"
-                    count = Signal.like(old, name=label)
-                    counts.append(count)
-                    values[label] = Cat(Const(0, shift), count)
-                    with m.Case(member.value):
-                        m.d.comb += old.eq(count)
-                        m.d.sync += count.eq(new)
-            with m.If(self.clear):
-                m.d.sync += [count.eq(0) for count in counts]
+        # The visit's cycle: the small counter is taken, in turn it begins anew; the next one: the sum.
+        smalls = {}
+        for name, (increment, _) in increments.items():
+            smalls[name] = small = Signal(len(increment) + self.PERIOD.bit_length() - 1, name=name)
+            taken = self.clear | (in_turn & (turn == numbers[name]))
+            m.d.sync += small.eq(Mux(taken, 0, small) + increment)
+        addend = Signal(COUNTER_BITS, reset_less=True)
+        with m.Switch(index):
+            for name, number in numbers.items():
+                with m.Case(number):
+                    m.d.sync += addend.eq(smalls[name] << increments[name][1])
+        m.submodules.totals = totals = Sram(depth=1 << len(index), width=COUNTER_BITS)
+        visited, adds = Signal.like(index, reset_less=True), Signal()
+        zero, again = Signal(reset_less=True), Signal(reset_less=True)
+        total, latest = Signal(COUNTER_BITS), Signal(COUNTER_BITS, reset_less=True)
+        m.d.sync += [
+            visited.eq(index),
+            adds.eq(in_turn),
+            zero.eq(renewing & (index >= turn)),
+            again.eq(adds & (index == visited)),  # its total is being written
+            latest.eq(total),
+        ]
+        m.d.comb += [
+            total.eq(Mux(zero, 0, Mux(again, latest, totals.r_data)) + addend),
+            totals.r_en.eq(1),
+            totals.r_addr.eq(index),
+            totals.w_en.eq(adds),
+            totals.w_addr.eq(visited),
+            totals.w_data.eq(total),
+        ]
 
-        saved = {}
-        for name in ("cycles", "write_beats", "write_bits_other"):
-            saved[name] = Signal(COUNTER_BITS, name=f"saved_{name}", reset_less=True)
-            with m.If(self.snapshot):
-                m.d.sync += saved[name].eq(values[name])
-
-        for index, value, source in (
-            (self.host_index, self.host_value, values),
-            (self.mark_index, self.mark_value, values | saved),
-        ):
-            with m.Switch(index):
-                for number, name in enumerate(COUNTERS):
-                    with m.Case(number):
-                        m.d.sync += value.eq(source[name])
+        is_for_host = Signal()
+        m.d.sync += is_for_host.eq(for_host)
+        with m.If(is_for_host):
+            m.d.sync += self.host_value.eq(total)
+        m.d.comb += self.mark_value.eq(total)
+        for stage, name in enumerate(_SAVED):
+            saved = Signal(COUNTER_BITS, name=f"saved_{name}", reset_less=True)
+            with m.If(saving[stage]):
+                m.d.sync += saved.eq(total)
+            with m.If(self.mark_index == numbers[name]):
+                m.d.comb += self.mark_value.eq(saved)
         return m

@@ -245,7 +245,7 @@ class Registers(Block):
     flags : In(2)
         Pulses that set the bits of FLAGS.
     counter_index : Out(range(len(COUNTERS))); counter_value : In(64)
-        The value is that of the index of the cycle before.
+        The value must be that of the index once this has been the same for `AxiLiteSlave.LOOK_UP` cycles.
     interrupt : Out(1)
     """
 

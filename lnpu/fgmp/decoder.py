@@ -194,6 +194,7 @@ class Decoder(Block):
         """Collect headers; pass on the units that hold payload or end a block."""
         most = -(-HEADER_BYTES // unit)
         raw = Signal(8 * unit * most, name="header", reset_less=True)
+        ones = Signal(7, name="header_ones", reset_less=True)  # in the first mask; counted as it comes in
         length = Signal(8, name="header_length", reset_less=True)
         complete = Signal(name="header_complete")
         index, collecting = Signal(range(most + 1), name="unit_index"), Signal(name="header_collecting", init=1)
@@ -229,7 +230,7 @@ class Decoder(Block):
             out.fp16.eq((precision_mode == PrecisionMode.FP16.value) | few),
             out.mask.eq(Mux(out.masked, first_mask, (1 << BLOCK) - 1)),
             out.precision.eq(Mux(few, list_mask, behind)),
-            out.nonzeros.eq(_count(out.mask)),
+            out.nonzeros.eq(Mux(out.masked, ones, BLOCK)),
             out.precision_bytes.eq(Mux(out.mixed & ~empty, Mux(few, list_size, (out.nonzeros + 7) >> 3), 0)),
             out.start.eq(1 + Mux(out.masked, MASK_BYTES, 0) + out.precision_bytes),
             out.length.eq(length),
@@ -242,8 +243,10 @@ class Decoder(Block):
 
         take, advance, useless = Signal(name="unit_take"), Signal(name="held_advance"), Signal(name="held_useless")
         m.d.comb += [
-            advance.eq(~waiting | useless | held.ready),
-            packed.ready.eq(advance & ((index != 0) | ~complete | header.ready)),
+            # To be early, `ready` looks at registers only: a useless unit waits like others, and the place of a header
+            # is free in the cycle after it has left.
+            advance.eq(~waiting | held.ready),
+            packed.ready.eq(advance & ((index != 0) | ~complete)),
             take.eq(packed.valid & packed.ready),
             # `raw` still holds the header of the block that the held unit is of, as far as that unit reached.
             useless.eq((held_index < most) & (((held_index + 1) * unit) <= out.start) & ~held.payload.last),
@@ -267,6 +270,10 @@ class Decoder(Block):
                 for place in range(most):
                     with m.If(index == place):
                         m.d.sync += raw[8 * unit * place : 8 * unit * (place + 1)].eq(packed.payload.data)
+                        first, end = (8 * max(0, byte - unit * place) for byte in (1, 1 + MASK_BYTES))
+                        if first < 8 * unit and end:
+                            before = ones if place else 0
+                            m.d.sync += ones.eq(before + _count(packed.payload.data[first:end]))
                 m.d.sync += length.eq(packed.payload.length)
                 with m.If((index + 1 >= units) | packed.payload.last):
                     m.d.sync += complete.eq(1)

@@ -4,7 +4,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib.wiring import In, Out
 
 from lnpu.formats import F16_INF, F16_NAN, F32_NAN, PSUM_WORD, psum_layout
-from lnpu.fp.common import normalise, register, round_packed, shift_right_sticky
+from lnpu.fp.common import normalise, register, shift_right_sticky
 from lnpu.fp.half import half_to_single
 from lnpu.hdl import Block
 
@@ -76,13 +76,15 @@ class AccumulatorRound(Block):
         def keep(value, name):
             return register(m, self.enable, value, name=name)
 
-        # 1: sign and magnitude. The waiting carries go into the sum and into its negative at the same time.
-        acc = Signal(self.acc_bits)
-        negated = Signal(self.acc_bits)
+        # A negative sum stays in two's complement until it is rounded: its magnitude is its complement u plus one, that
+        # is, u with ones without end behind it.
+
+        # 1: the sum with the carries that wait.
         waiting = Cat(Cat(Const(0, PSUM_WORD - bool(i)), carry) for i, carry in enumerate(self.psum.carries))
-        m.d.comb += [acc.eq(self.psum.acc + waiting), negated.eq(1 - waiting + ~self.psum.acc)]
+        acc = Signal(self.acc_bits)
+        m.d.comb += acc.eq(self.psum.acc + waiting)
         infinite = self.psum.pinf | self.psum.ninf
-        magnitude_1 = keep(Mux(acc[-1], negated, acc), "magnitude_1")
+        sum_1 = keep(acc[:-1], "sum_1")
         sign_1 = keep(Mux(infinite, self.psum.ninf, acc[-1]), "sign_1")
         nan_1 = keep(self.psum.nan | (self.psum.pinf & self.psum.ninf), "nan_1")
         infinite_1 = keep(infinite, "infinite_1")
@@ -91,11 +93,11 @@ class AccumulatorRound(Block):
         fp16_1 = keep(self.fp16, "fp16_1")
         saturate_1 = keep(self.saturate, "saturate_1")
 
-        # 2: normalise: 24 bits, guard and sticky, and the exponent of the highest bit.
-        normal, count = normalise(m, magnitude_1, name="normal")
-        significand_2 = keep(Cat(normal[:-25].any(), normal[-25:]), "significand_2")
+        # 2: normalise: 24 bits, guard and sticky, and the exponent of the highest bit (of u).
+        normal, rest, count = normalise(m, sum_1, keep=25, sign=sign_1, name="normal")
+        significand_2 = keep(Cat(rest, normal), "significand_2")
         exponent = Signal(signed(13))
-        m.d.comb += exponent.eq(shift_1 - count + (self.acc_bits - 1 + _LSB))
+        m.d.comb += exponent.eq(shift_1 - count + (self.acc_bits - 2 + _LSB))
         exponent_2 = keep(exponent, "exponent_2")
         sign_2 = keep(sign_1, "sign_2")
         nan_2 = keep(nan_1, "nan_2")
@@ -112,7 +114,7 @@ class AccumulatorRound(Block):
         field = Signal(8)
         beyond = Signal()
         m.d.comb += [
-            zero.eq(~significand_2[-1]),
+            zero.eq(significand_2[-1] == sign_2),
             biased.eq(exponent_2 + Mux(fp16_2, 15, 127)),
             distance.eq(1 - biased),
             beyond.eq(biased >= Mux(fp16_2, 31, 255)),
@@ -124,8 +126,9 @@ class AccumulatorRound(Block):
         with m.Else():
             m.d.comb += field.eq(biased)
         precise = Signal(26)
-        m.d.comb += precise.eq(Mux(fp16_2, Cat(significand_2[:14].any(), significand_2[14:]), significand_2))
-        aligned_3 = keep(shift_right_sticky(m, precise, amount, name="align"), "aligned_3")
+        narrow = Cat(significand_2[:14].any(), significand_2[14:], sign_2.replicate(13))
+        m.d.comb += precise.eq(Mux(fp16_2, narrow, significand_2))
+        aligned_3 = keep(shift_right_sticky(m, precise, amount, name="align", fill=sign_2), "aligned_3")
         field_3 = keep(field, "field_3")
         beyond_3 = keep(beyond & ~zero, "beyond_3")
         infinite_3 = keep(infinite_2, "infinite_3")
@@ -135,9 +138,18 @@ class AccumulatorRound(Block):
         fp16_3 = keep(fp16_2, "fp16_3")
         saturate_3 = keep(saturate_2, "saturate_3")
 
-        # 4: round, to a pattern of 15 or 31 bits below the sign, and bring FP16 to FP32.
-        packed = Mux(fp16_3, Cat(aligned_3[2:12], field_3[:5]), Cat(aligned_3[2:25], field_3))
-        rounded = round_packed(m, packed, aligned_3[1], aligned_3[0], name="sum")
+        # 4: round, to a pattern of 15 or 31 bits below the sign, and bring FP16 to FP32. Where only zeros follow the
+        # guard bit of a negative sum, there are ones behind that of u: the guard bit 0 is a tie, 1 is one more.
+        u = Signal(24)
+        packed = Signal(31)
+        inexact, guard, up = aligned_3[0], Signal(), Signal()
+        m.d.comb += [
+            Cat(guard, u).eq(aligned_3[1:] ^ sign_3.replicate(25)),
+            packed.eq(Mux(fp16_3, Cat(u[:10], field_3[:5]), Cat(u[:23], field_3))),
+            up.eq(Mux(~inexact & (guard ^ sign_3), u[0], guard)),
+        ]
+        rounded = Signal(31, name="sum_rounded")
+        m.d.comb += rounded.eq(packed + up)
         overflow = Signal()
         nonfinite = Signal()
         half = Signal(16)

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 
-__all__ = ["Unpacked", "leading_zeros", "normalise", "register", "round_packed", "shift_right_sticky", "unpack"]
+__all__ = [
+    "Unpacked",
+    "leading_zeros",
+    "normalise",
+    "register",
+    "round_packed",
+    "shift_left",
+    "shift_right_sticky",
+    "unpack",
+]
 
 
 @dataclass(frozen=True)
@@ -65,30 +74,59 @@ def leading_zeros(value: Signal) -> Value:
     return count(Cat(Const(-1, padded - width), value))
 
 
-def normalise(m: Module, value: Value, *, name: str) -> tuple[Signal, Signal]:
-    """`value` shifted left until its highest bit is one, and by how many bits (unspecified if it is zero)."""
-    width = len(value)
-    levels = (width - 1).bit_length()
+def normalise(
+    m: Module, value: Value, *, keep: int, name: str, sign: Value | None = None
+) -> tuple[Signal, Value, Signal]:
+    """`value` shifted left until its highest bit is one.
+
+    With `sign` the value is the part below the sign bit of a number in two's complement, and the highest bit becomes
+    the opposite of the sign. (For -1 it is the first zero that comes in.)
+
+    Returns the highest `keep` bits, whether any one is below them, and by how many bits it was shifted. Of a zero the
+    count is unspecified, the rest zero.
+    """
+    levels = len(value).bit_length()
     count = Signal(levels, name=f"{name}_count")
+    rest = Const(0, 1)
     for level in reversed(range(levels)):
-        step = 1 << level
-        shifted = Signal(width, name=f"{name}_{step}")
-        m.d.comb += [
-            count[level].eq(~value[width - step :].any()),
-            shifted.eq(Mux(count[level], Cat(Const(0, step), value[: width - step]), value)),
-        ]
-        value = shifted
-    return value, count
+        top = value[-(1 << level) :]
+        m.d.comb += count[level].eq(~(top if sign is None else top ^ sign.replicate(len(top))).any())
+        value, dropped = _shift_left(m, value, 1 << level, count[level], keep, name)
+        rest = rest | dropped
+    return value, rest, count
 
 
-def shift_right_sticky(m: Module, value: Value, amount: Value, *, name: str) -> Signal:
-    """`value` >> `amount`, with the lowest bit ORed with all the bits that were shifted out."""
+def shift_left(m: Module, value: Value, amount: Value, *, keep: int, name: str) -> tuple[Signal, Value]:
+    """`value` << `amount`, in the width of `value`: the highest `keep` bits, and whether any one is below them."""
+    rest = Const(0, 1)
+    for level in reversed(range(len(amount))):
+        value, dropped = _shift_left(m, value, 1 << level, amount[level], keep, name)
+        rest = rest | dropped
+    return value, rest
+
+
+def _shift_left(m: Module, value: Value, step: int, shift: Value, keep: int, name: str) -> tuple[Signal, Value]:
+    """A level of a shifter: `value`, or that shifted left by `step`, a power of two.
+
+    The levels below shift by less than `step`. Bits that they cannot bring among the highest `keep` are dropped; also
+    returns whether one of those was one.
+    """
+    dropped = max(0, len(value) - (keep + step - 1))
+    assert dropped <= step  # so what is dropped is zero after a shift
+    shifted = Signal(len(value) - dropped, name=f"{name}_{step}")
+    m.d.comb += shifted.eq(Mux(shift, Cat(Const(0, step), value[:-step]), value)[dropped:])
+    return shifted, ~shift & value[:dropped].any() if dropped else Const(0, 1)
+
+
+def shift_right_sticky(m: Module, value: Value, amount: Value, *, name: str, fill: Value | None = None) -> Signal:
+    """`value` >> `amount`, with the lowest bit ORed with all the bits that were shifted out; `fill` (0) comes in."""
     width = len(value)
     for level in range(len(amount)):
         step = 1 << level
         shifted = Signal(width, name=f"{name}_{step}")
         dropped = min(step + 1, width)  # those that end up in the lowest bit
-        m.d.comb += shifted.eq(Mux(amount[level], Cat(value[:dropped].any(), value[dropped:]), value))
+        above = Const(0, 0) if fill is None else fill.replicate(dropped - 1)
+        m.d.comb += shifted.eq(Mux(amount[level], Cat(value[:dropped].any(), value[dropped:], above), value))
         value = shifted
     return value
 

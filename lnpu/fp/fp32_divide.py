@@ -65,7 +65,7 @@ class Fp32DivideSqrt(Block):
 
         operand = unpack(m, x, exponent_bits=8, fraction_bits=23, name="operand")
         other = unpack(m, y, exponent_bits=8, fraction_bits=23, name="other")
-        normal, count = normalise(m, operand.significand, name="normal")
+        normal, _, count = normalise(m, operand.significand, keep=24, name="normal")
         operand_exponent = Signal(signed(10))
         m.d.comb += operand_exponent.eq(operand.exponent - count)
 

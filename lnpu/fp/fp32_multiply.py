@@ -1,10 +1,10 @@
 """FP32 multiplier."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib.wiring import In, Out
 
 from lnpu.formats import F32_NAN
-from lnpu.fp.common import leading_zeros, register, round_packed, shift_right_sticky, unpack
+from lnpu.fp.common import leading_zeros, register, round_packed, shift_left, unpack
 from lnpu.hdl import Block
 
 __all__ = ["Fp32Multiply"]
@@ -49,19 +49,19 @@ class Fp32Multiply(Block):
         infinite_1 = keep(a.infinite | b.infinite, "infinite_1")
         nan_1 = keep(a.nan | b.nan | (a.infinite & b.zero) | (a.zero & b.infinite), "nan_1")
 
-        # 2: shift by the zeros, but no further than there is room. Where the room is negative, that is to the right.
+        # 2: shift by the zeros, but no further than there is room. Where the room is negative, that is to the right:
+        # the product begins 31 bits below the top. Of it 26 bits matter, and whether there are ones below.
         tight = Signal()
-        right = Signal(9)
-        left = Signal(5)
+        shift = Signal(signed(10))
+        amount = Signal(6)
         m.d.comb += [
             tight.eq(room_1 < zeros_1),
-            right.eq(-room_1),
-            left.eq(Mux(tight, room_1[:5], zeros_1[:5])),
+            shift.eq(Mux(tight, room_1, zeros_1)),
+            amount.eq(Mux(shift < -31, 0, shift + 31)),
         ]
-        to_right = shift_right_sticky(m, product_1, Mux(right[6:].any(), 63, right[:6]), name="underflow")
-        shifted = Signal(48)
-        m.d.comb += shifted.eq(Mux(room_1 < 0, to_right, product_1 << left))
+        shifted, rest = shift_left(m, Cat(product_1, Const(0, 31)), amount, keep=26, name="shifted")
         shifted_2 = keep(shifted, "shifted_2")
+        rest_2 = keep(rest, "rest_2")
         exponent_2 = keep(Mux(tight, 1, room_1 + 1 - zeros_1)[:9], "exponent_2")
         sign_2 = keep(sign_1, "sign_2")
         zero_2 = keep(zero_1, "zero_2")
@@ -70,16 +70,17 @@ class Fp32Multiply(Block):
 
         # 3: one more bit to the left where the product's highest bit is zero, and round.
         again = Signal()
-        normal = Signal(48)
+        normal = Signal(24)
         exponent = Signal(9)
-        with m.If(shifted_2[47]):
+        with m.If(shifted_2[-1]):
             m.d.comb += exponent.eq(exponent_2)
         with m.Elif(exponent_2 == 1):
             m.d.comb += exponent.eq(0)
         with m.Else():
             m.d.comb += [exponent.eq(exponent_2 - 1), again.eq(1)]
-        m.d.comb += normal.eq(Mux(again, Cat(Const(0, 1), shifted_2[:47]), shifted_2))
-        rounded = round_packed(m, Cat(normal[24:47], exponent), normal[23], normal[:23].any(), name="product")
+        m.d.comb += normal.eq(Mux(again, shifted_2[:24], shifted_2[1:25]))
+        sticky = rest_2 | (~again & shifted_2[0])
+        rounded = round_packed(m, Cat(normal[1:], exponent), normal[0], sticky, name="product")
         result = Signal(32)
         with m.If(nan_2):
             m.d.comb += result.eq(F32_NAN)

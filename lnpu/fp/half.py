@@ -18,7 +18,7 @@ def decode_half(m: Module, i: Value, *, name: str = "half") -> Unpacked:
 def half_to_single(m: Module, i: Value, scale: Value, *, name: str = "single") -> Signal:
     """FP32 pattern of FP16 `i` times 2^scale; see `HalfToSingle`."""
     half = decode_half(m, i, name=f"{name}_half")
-    normal, count = normalise(m, half.significand, name=f"{name}_normal")
+    normal, _, count = normalise(m, half.significand, keep=11, name=f"{name}_normal")
     exponent = Signal(8, name=f"{name}_exponent")
     result = Signal(32, name=name)
     m.d.comb += exponent.eq(half.exponent + scale - count + (127 - 15))
@@ -36,7 +36,7 @@ def half_to_single(m: Module, i: Value, scale: Value, *, name: str = "single") -
 def single_to_half(m: Module, i: Value, scale: Value, saturate: Value, *, name: str = "half") -> Signal:
     """FP16 pattern of FP32 `i` times 2^-scale, rounded once; see `SingleToHalf`."""
     single = unpack(m, i, exponent_bits=8, fraction_bits=23, name=f"{name}_single")
-    normal, count = normalise(m, single.significand, name=f"{name}_normal")
+    normal, rest, count = normalise(m, single.significand, keep=12, name=f"{name}_normal")
     exponent = Signal(signed(10), name=f"{name}_exponent")  # biased, of the highest bit
     distance = Signal(signed(10), name=f"{name}_distance")  # below the smallest exponent
     amount = Signal(4, name=f"{name}_amount")
@@ -55,7 +55,7 @@ def single_to_half(m: Module, i: Value, scale: Value, saturate: Value, *, name: 
     with m.Else():
         m.d.comb += field.eq(exponent)
     # 11 bits, guard and sticky
-    aligned = shift_right_sticky(m, Cat(normal[:12].any(), normal[12:]), amount, name=f"{name}_align")
+    aligned = shift_right_sticky(m, Cat(rest, normal), amount, name=f"{name}_align")
     rounded = round_packed(m, Cat(aligned[2:12], field), aligned[1], aligned[0], name=name)
     with m.If(single.nan):
         m.d.comb += result.eq(F16_NAN)

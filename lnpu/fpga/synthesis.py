@@ -19,6 +19,9 @@ _DELAY = 9_000
 """Delay in ps that ABC maps for, with 300 ps for a wire: about 50 MHz, where wires take 800 ps. Within that it looks
 for few LUTs."""
 
+_SMALL = 8
+"""Widest adder that is made of LUTs alone. A carry chain takes LUTs at its ends, and no logic is merged into it."""
+
 _INSTANCES = "instances.txt"
 """List of the instances, TOP/PATH in each line: Yosys drops them from the netlist."""
 
@@ -98,13 +101,15 @@ def synthesise(block: Block, directory: Path) -> Netlist:
     """
     sources = [*emit_verilog(block, directory / "rtl"), *sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
     path = directory / "netlist.json"
-    command = f"synth_ecp5 -top {block.module_name} -no-rw-check -nowidelut"
+    command = f"synth_ecp5 -top {block.module_name} -no-rw-check -nowidelut -cmp2softlogic"
     commands = [
         *(f'read_verilog -defer -D LNPU_NO_CLOCK_GATING "{source.resolve()}"' for source in sources),
         f"hierarchy -check -top {block.module_name}",
         f"scratchpad -set abc9.D {_DELAY}",
         # Muxes of LUTs (PFUMX) would save time, but cost LUTs.
-        f"{command} -run :map_luts",
+        f"{command} -run :map_gates",
+        f"techmap t:$alu r:Y_WIDTH<={_SMALL} %i",
+        f"{command} -run map_gates:map_luts",
         f"select -write {_INSTANCES} t:$scopeinfo",
         "opt_clean -purge",  # aliases of nets that have public names: on some, ABC's results fail an assertion of Yosys
         f"{command} -run map_luts:",

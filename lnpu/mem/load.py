@@ -14,10 +14,7 @@ from lnpu.interfaces import Error, buffer_write, command_stream, memory_read_sig
 from lnpu.mem.aligner import Aligner, aligned_block
 from lnpu.mem.fifo import RegisterFifo
 
-__all__ = ["LoadUnit", "LoadWalker", "load_events", "load_pixel", "load_walk"]
-
-BLOCK_BITS = 33
-"""Bits of a block's number: 160 bytes times that covers 40 address bits. Block numbers are modulo 2^33."""
+__all__ = ["LoadUnit", "LoadWalker", "block_bits", "load_events", "load_pixel", "load_walk"]
 
 ROW_BITS = 31
 """Bits of a destination row before it is checked (signed)."""
@@ -39,8 +36,13 @@ def load_events(config: ChipConfig) -> data.StructLayout:
     return data.StructLayout({"kind": 3, "bits": (32 * config.beat).bit_length()})
 
 
-def load_walk() -> data.StructLayout:
-    """Parameters of a `LoadWalker`: fields of LOAD, and products of them modulo 2^33.
+def block_bits(config: ChipConfig) -> int:
+    """Bits of a block's number: 160 bytes times that covers all addresses. Block numbers are modulo 2^(these bits)."""
+    return config.address_bits - 7
+
+
+def load_walk(config: ChipConfig) -> data.StructLayout:
+    """Parameters of a `LoadWalker`: fields of LOAD, and products of them, numbers of blocks.
 
     `block`: line * line_blocks; `block_n`, `block_i`: the same of line_n and line_i.
     """
@@ -48,7 +50,7 @@ def load_walk() -> data.StructLayout:
     return data.StructLayout(
         count
         | {"line": signed(25), "line_n": 16, "line_i": 8, "pixel": signed(16), "pixel_j": 8}
-        | dict.fromkeys(("block", "block_n", "block_i"), BLOCK_BITS)
+        | dict.fromkeys(("block", "block_n", "block_i"), block_bits(config))
         | {"log2_block_pixels": 3, "channel": 5}
         | {"dest": 16, "dest_n": signed(16), "dest_i": signed(16), "dest_j": signed(16)}
     )
@@ -62,10 +64,16 @@ def load_pixel(config: ChipConfig) -> data.StructLayout:
     one that has been read past `position`). `block`, `position`: number of its block, and its first beat there.
     `row`: its destination. `last`: the last of the walk.
     """
+    position_bits = config.block_beats.bit_length() - 1
     return data.StructLayout({
-        "real": 1, "negative": 1, "fresh": 1, "block": BLOCK_BITS, "position": config.block_beats.bit_length() - 1,
+        "real": 1, "negative": 1, "fresh": 1, "block": block_bits(config), "position": position_bits,
         "row": signed(ROW_BITS), "last": 1,
     })  # fmt: skip
+
+
+def _row_write(config: ChipConfig) -> data.StructLayout:
+    """A row for the vector memory, before its address is checked."""
+    return data.StructLayout({"address": signed(34), "row": vmem_write(config)["row"].shape})
 
 
 class LoadWalker(Block):
@@ -84,7 +92,7 @@ class LoadWalker(Block):
     -------
     start : In(1)
         Begin the walk. Only while there is none.
-    walk : In(load_walk())
+    walk : In(load_walk(config))
         Constant from `start` until `last` has been taken.
     o : Out(stream.Signature(load_pixel(config)))
     """
@@ -92,7 +100,7 @@ class LoadWalker(Block):
     def __init__(self, *, config: ChipConfig, rows: bool) -> None:
         self.config, self.rows = config, rows
         super().__init__({
-            "start": In(1), "walk": In(load_walk()), "o": Out(stream.Signature(load_pixel(config))),
+            "start": In(1), "walk": In(load_walk(config)), "o": Out(stream.Signature(load_pixel(config))),
         })  # fmt: skip
 
     @property
@@ -103,7 +111,7 @@ class LoadWalker(Block):
         m = Module()
         walk = self.walk
 
-        # Counters, and what follows them with one addition a step.
+        # Counters, and what follows them, each with one adder.
         n, i, j = Signal(12, reset_less=True), Signal(12, reset_less=True), Signal(12, reset_less=True)
         j_last, i_last, n_last = Signal(), Signal(), Signal()
         active, step = Signal(), Signal()
@@ -128,22 +136,27 @@ class LoadWalker(Block):
             value = Signal(shape, name=name, reset_less=True)
             of_i = Signal(shape, name=f"{name}_i", reset_less=True) if step_j is not None else value
             of_n = Signal(shape, name=f"{name}_n", reset_less=True) if step_n is not None else None
+            following = Signal(shape, name=f"{name}_next")
+            if step_i is None:
+                m.d.comb += following.eq(Mux(j_last, of_i, value + step_j))
+            else:
+                origin, stride = Mux(i_last, of_n, of_i), Mux(i_last, step_n, step_i)
+                if step_j is not None:
+                    origin, stride = Mux(j_last, origin, value), Mux(j_last, stride, step_j)
+                m.d.comb += following.eq(origin + stride)
             with m.If(self.start):
                 m.d.sync += [signal.eq(base) for signal in (value, of_i, of_n) if signal is not None]
             with m.Elif(step):
-                if step_j is not None:
-                    m.d.sync += value.eq(value + step_j)
-                with m.If(j_last):
-                    if step_i is None:
-                        m.d.sync += value.eq(of_i)
-                    else:
-                        m.d.sync += [value.eq(of_i + step_i), of_i.eq(of_i + step_i)]
+                m.d.sync += value.eq(following if step_j is not None else Mux(j_last, following, value))
+                if step_i is not None:
+                    with m.If(j_last):
+                        m.d.sync += of_i.eq(following)
                         with m.If(i_last):
-                            m.d.sync += [signal.eq(of_n + step_n) for signal in (value, of_i, of_n)]
+                            m.d.sync += of_n.eq(following)
             return value
 
         line = follow("line", signed(30), walk.line, walk.line_n, walk.line_i, None)
-        block = follow("block", BLOCK_BITS, walk.block, walk.block_n, walk.block_i, None)
+        block = follow("block", len(walk.block), walk.block, walk.block_n, walk.block_i, None)
         pixel = follow("pixel", signed(22), walk.pixel, None, None, walk.pixel_j)
         row = Const(0, 1)
         if self.rows:
@@ -177,7 +190,8 @@ class LoadWalker(Block):
                         ]
 
         # Whether its block is there already
-        held, held_block, held_position = Signal(), Signal(BLOCK_BITS, reset_less=True), Signal.like(found.position)
+        held, held_position = Signal(), Signal.like(found.position)
+        held_block = Signal(len(found.block), reset_less=True)
         with m.If(self.start):
             m.d.sync += held.eq(0)
         with m.If(~self.o.valid | self.o.ready):
@@ -215,7 +229,7 @@ class LoadUnit(Block):
 
     Errors of one kind that come at the same time as others may merge; `error` is NONE in the cycles between, and all
     have been given when `busy` falls. Destination rows are exact integers (they do not wrap), block numbers are modulo
-    2^33. Neither the number of lines nor `line_blocks` bounds the pixels.
+    2^(address_bits - 7). Neither the number of lines nor `line_blocks` bounds the pixels.
 
     A block begins behind those before it in its run: at the sum of their bytes in the table, whatever these are. Its
     words are one request, or none: the first word is not asked for if it is the last one of the block that was read
@@ -231,6 +245,8 @@ class LoadUnit(Block):
     Parameters
     ----------
     config : ChipConfig
+    dense : bool
+        The unit of targets DENSE and VMEM_DENSE alone: others and LOAD_RAW are FIELD.
 
     Members
     -------
@@ -250,8 +266,8 @@ class LoadUnit(Block):
     events : Out(load_events(config))
     """
 
-    def __init__(self, *, config: ChipConfig) -> None:
-        self.config = config
+    def __init__(self, *, config: ChipConfig, dense: bool = False) -> None:
+        self.config, self.dense = config, dense
         super().__init__(
             {
                 "command": In(command_stream()),
@@ -266,20 +282,22 @@ class LoadUnit(Block):
             }
         )
 
+    @property
+    def suffix(self) -> str:
+        return "dense" if self.dense else ""
+
     def elaborate(self, platform):
         m = Module()
         config = self.config
         word = Signal(len(self.command.payload), name="command_word", reset_less=True)
         load = data.View(LAYOUTS[Opcode.LOAD], word[: LAYOUTS[Opcode.LOAD].size])
         raw = data.View(LAYOUTS[Opcode.LOAD_RAW], word[: LAYOUTS[Opcode.LOAD_RAW].size])
-        is_raw = Signal()
-        m.d.comb += is_raw.eq(load.opcode == Opcode.LOAD_RAW)
 
         # Two commands overlap: this one is fetched while the one before, `place_word`, is still brought to its place.
-        walk = Signal(load_walk())
+        walk = Signal(load_walk(config))
         place_word = Signal.like(word, name="place_word")
         placed = data.View(LAYOUTS[Opcode.LOAD], place_word[: LAYOUTS[Opcode.LOAD].size])
-        place_walk = Signal(load_walk(), name="place_walk", reset_less=True)
+        place_walk = Signal(load_walk(config), name="place_walk", reset_less=True)
         start, hand_over, start_place, start_raw = Signal(), Signal(), Signal(), Signal()
         fetch_done, place_done, raw_done, writing = Signal(), Signal(), Signal(), Signal()
         fetching, placing, raw_active = Signal(), Signal(), Signal()
@@ -302,10 +320,11 @@ class LoadUnit(Block):
                     m.next = "check"
             with m.State("check"):
                 m.d.sync += step.eq(0)
-                with m.If(is_raw & valid_raw):
-                    m.next = "start raw"
-                with m.Elif((load.opcode == Opcode.LOAD) & valid_load):
+                with m.If((load.opcode == Opcode.LOAD) & valid_load):
                     m.next = "multiply"
+                if not self.dense:
+                    with m.Elif((load.opcode == Opcode.LOAD_RAW) & valid_raw):
+                        m.next = "start raw"
                 with m.Else():
                     m.d.sync += pending.field.eq(1)
                     m.next = "idle"
@@ -323,13 +342,14 @@ class LoadUnit(Block):
                 m.d.comb += handed_over.eq(1)
                 with m.If(fetch_done):
                     m.next = "idle"
-            with m.State("start raw"), m.If(~placing):
-                m.d.comb += start_raw.eq(1)
-                m.d.sync += raw_active.eq(1)
-                m.next = "raw"
-            with m.State("raw"), m.If(raw_done & ~writing):
-                m.d.sync += raw_active.eq(0)
-                m.next = "idle"
+            if not self.dense:
+                with m.State("start raw"), m.If(~placing):
+                    m.d.comb += start_raw.eq(1)
+                    m.d.sync += raw_active.eq(1)
+                    m.next = "raw"
+                with m.State("raw"), m.If(raw_done & ~writing):
+                    m.d.sync += raw_active.eq(0)
+                    m.next = "idle"
         m.d.sync += start_place.eq(hand_over)
         with m.If(hand_over):
             m.d.sync += [place_word.eq(word), place_walk.eq(walk), placing.eq(1)]
@@ -356,49 +376,22 @@ class LoadUnit(Block):
         decoder = place(m, "decoder", Decoder(config=config))
         m.d.comb += decode_error.eq(decoder.error)
         request = stream.Signature(self.memory.request.payload.shape()).create(path=("block_request",))
-        raw_request = stream.Signature(self.memory.request.payload.shape()).create(path=("raw_request",))
         words = stream.Signature(self.memory.response.payload.shape()).create(path=("block_words",))
-        raw_words = stream.Signature(self.memory.response.payload.shape()).create(path=("raw_words",))
-        with m.If(raw_active):
-            m.d.comb += [
-                self.memory.request.payload.eq(raw_request.payload),
-                self.memory.request.valid.eq(raw_request.valid),
-                self.memory.response.ready.eq(raw_words.ready),
-            ]
-        with m.Else():
-            m.d.comb += [
-                self.memory.request.payload.eq(request.payload),
-                self.memory.request.valid.eq(request.valid),
-                self.memory.response.ready.eq(words.ready),
-            ]
-        m.d.comb += [
-            request.ready.eq(self.memory.request.ready & ~raw_active),
-            raw_request.ready.eq(self.memory.request.ready & raw_active),
-            words.payload.eq(self.memory.response.payload),
-            words.valid.eq(self.memory.response.valid & ~raw_active),
-            raw_words.payload.eq(self.memory.response.payload),
-            raw_words.valid.eq(self.memory.response.valid & raw_active),
-        ]
+        rows = stream.Signature(_row_write(config)).create(path=("element_rows",))
+        real_beat, range_place, beat_waits = Signal(), Signal(), Signal()
         self._fetch(m, load, walk, start, fetch_done, request, words, decoder)
-        self._fetch_raw(m, raw, start_raw, raw_request)
-
+        m.d.comb += beat_waits.eq(
+            self._place(m, placed, place_walk, start_place, place_done, decoder, rows, real_beat, range_place)
+        )
         # Writes of the two commands to the vector memory, out of one register
-        target = stream.Signature(data.StructLayout({
-            "address": signed(34), "row": vmem_write(config)["row"].shape,
-        }))  # fmt: skip
-        rows, raw_rows = target.create(path=("element_rows",)), target.create(path=("raw_rows",))
-        real_beat, range_place = Signal(), Signal()
-        beat_waits = self._place(m, placed, place_walk, start_place, place_done, decoder, rows, real_beat, range_place)
-        self._place_raw(m, raw, start_raw, raw_done, raw_words, raw_rows)
         free, inside = Signal(), Signal()
-        chosen = Signal(target.members["payload"].shape, name="vmem_next")
-        offered = Signal()
+        chosen = Signal(_row_write(config), name="vmem_next")
+        offered, offered_raw = Signal(), Signal()
         m.d.comb += [
             free.eq(~self.vmem.valid | self.vmem.ready),
             rows.ready.eq(free),
-            raw_rows.ready.eq(free),
-            offered.eq(rows.valid | raw_rows.valid),
-            chosen.eq(Mux(raw_active, raw_rows.payload, rows.payload)),
+            offered.eq(rows.valid | offered_raw),
+            chosen.eq(rows.payload),
             inside.eq((chosen.address >= 0) & (chosen.address < config.vmem_rows)),
             range_error.eq(range_place | (offered & free & ~inside)),
             writing.eq(beat_waits | self.vmem.valid | offered),
@@ -410,13 +403,41 @@ class LoadUnit(Block):
                 self.vmem.payload.address.eq(chosen.address[:16]),
                 self.vmem.payload.row.eq(chosen.row),
             ]
-
-        m.d.sync += [
-            self.events.kind.eq(Mux(raw_active, raw.kind, placed.kind)),
-            self.events.bits.eq(
-                Mux(raw_rows.valid & free, 32 * config.beat, Mux(real_beat, 16 * config.beat, 0)),
-            ),
+        m.d.sync += [self.events.kind.eq(placed.kind), self.events.bits.eq(Mux(real_beat, 16 * config.beat, 0))]
+        m.d.comb += [
+            self.memory.request.payload.eq(request.payload),
+            self.memory.request.valid.eq(request.valid),
+            request.ready.eq(self.memory.request.ready & ~raw_active),
+            words.payload.eq(self.memory.response.payload),
+            words.valid.eq(self.memory.response.valid & ~raw_active),
+            self.memory.response.ready.eq(words.ready),
         ]
+        if self.dense:
+            return m
+
+        # LOAD_RAW: while it is active, memory and vector memory are its own.
+        raw_request = stream.Signature(self.memory.request.payload.shape()).create(path=("raw_request",))
+        raw_words = stream.Signature(self.memory.response.payload.shape()).create(path=("raw_words",))
+        raw_rows = stream.Signature(_row_write(config)).create(path=("raw_rows",))
+        self._fetch_raw(m, raw, start_raw, raw_request)
+        self._place_raw(m, raw, start_raw, raw_done, raw_words, raw_rows)
+        m.d.comb += [
+            raw_request.ready.eq(self.memory.request.ready & raw_active),
+            raw_words.payload.eq(self.memory.response.payload),
+            raw_words.valid.eq(self.memory.response.valid & raw_active),
+            raw_rows.ready.eq(free),
+            offered_raw.eq(raw_rows.valid),
+        ]
+        with m.If(raw_active):
+            m.d.comb += [
+                self.memory.request.payload.eq(raw_request.payload),
+                self.memory.request.valid.eq(raw_request.valid),
+                self.memory.response.ready.eq(raw_words.ready),
+                chosen.eq(raw_rows.payload),
+            ]
+            m.d.sync += self.events.kind.eq(raw.kind)
+        with m.If(raw_rows.valid & free):
+            m.d.sync += self.events.bits.eq(32 * config.beat)
         return m
 
     def _beyond(self, address):
@@ -445,6 +466,8 @@ class LoadUnit(Block):
             cores & ((load.cores == 0) | load.cores[config.cores :].any()),
             cores & load.element[: config.beat.bit_length() - 1].any(),
         ]
+        if self.dense:
+            wrong.append(~load.target[0])
         valid = Signal(name="valid_load")
         m.d.comb += valid.eq(~Cat(wrong).any())
         return valid
@@ -463,7 +486,7 @@ class LoadUnit(Block):
 
     def _products(self, m: Module, load, step, walk) -> None:
         """Fill the walkers' parameters; the products one a cycle, out of one multiplier."""
-        for name, _ in load_walk():
+        for name, _ in load_walk(self.config):
             if name in LAYOUTS[Opcode.LOAD].members:
                 m.d.comb += walk[name].eq(load[name])
         factors = [
@@ -477,7 +500,7 @@ class LoadUnit(Block):
         for index, (name, first, second) in enumerate(factors):
             with m.If(step == index):
                 m.d.comb += [a.eq(first), b.eq(second)]
-            held = Signal(BLOCK_BITS, name=f"product_{name}", reset_less=True)
+            held = Signal(block_bits(self.config), name=f"product_{name}", reset_less=True)
             with m.If(step == index + 1):
                 m.d.sync += held.eq(product)
             m.d.comb += walk[name].eq(held)
@@ -498,10 +521,10 @@ class LoadUnit(Block):
 
         # Words of the table. One is requested only when there is room for it: it must not block the memory's data.
         ahead = max(2, 256 // config.axi_bits)
-        pending = data.StructLayout({"block": BLOCK_BITS, "next_word": 1})
+        pending = data.StructLayout({"block": block_bits(config), "next_word": 1})
         blocks = place(m, "pending_blocks", RegisterFifo(shape=pending, depth=PENDING_BLOCKS))
         lengths = place(m, "table_words", RegisterFifo(shape=config.axi_bits, depth=ahead))
-        table_word, table_valid = Signal(BLOCK_BITS - word_bits, reset_less=True), Signal()
+        table_word, table_valid = Signal(block_bits(config) - word_bits, reset_less=True), Signal()
         asked = Signal(range(ahead + 1), name="table_words_asked")
         asking, table_address = Signal(name="table_asking"), Signal(config.address_bits, reset_less=True)
         needed, same, possible, ask = Signal(), Signal(), Signal(), Signal()
@@ -706,7 +729,7 @@ class LoadUnit(Block):
         high, low = Signal(signed(ROW_BITS + 1), name="high"), Signal(signed(ROW_BITS + 1), name="low")
         dense, inside = Signal(), Signal(name="high_low_inside")
         m.d.comb += [
-            dense.eq(load.target == Target.DENSE),
+            dense.eq(1 if self.dense else load.target == Target.DENSE),
             high.eq(Mux(load.transpose, run, row)),
             low.eq(Mux(load.transpose, row, run)),
             inside.eq(

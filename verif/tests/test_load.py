@@ -15,3 +15,8 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_load(shape: str) -> None:
     run(LoadUnit(config=TINY.replace(**SHAPES[shape])), "verif.load_tb", config=SHAPES[shape])
+
+
+@pytest.mark.parametrize("shape", ["tiny", "wide"])
+def test_load_dense(shape: str) -> None:
+    run(LoadUnit(config=TINY.replace(**SHAPES[shape]), dense=True), "verif.load_dense_tb", config=SHAPES[shape])
