@@ -27,6 +27,7 @@ class PageCache:
     def __init__(self) -> None:
         self._held: dict[tuple[str, int, int], object] = {}  # (buffer, core, page) -> content
         self._recent: dict[tuple[str, int], int] = {}  # (buffer, core) -> page used last
+        self._padding: dict[tuple[int, int], object] = {}  # (core, page) of the sparse buffers -> what is padding there
 
     def page(self, buffer: str, cores: int, content: object) -> tuple[int, bool]:
         """Page for `content` in these cores, and whether it is there already; else it is taken to be loaded now.
@@ -40,6 +41,13 @@ class PageCache:
             self._held[buffer, core, page] = content
             self._recent[buffer, core] = page
         return page, bool(there)
+
+    def padded(self, cores: int, page: int, padding: object) -> bool:
+        """Whether the page of these cores' sparse buffers has this padding; else it is taken to be written now."""
+        keys = [(core, page) for core in range(16) if cores >> core & 1]
+        there = all(self._padding.get(key) == padding for key in keys)
+        self._padding |= dict.fromkeys(keys, padding)
+        return there
 
 
 def power_of_two(count: int) -> int:
@@ -81,6 +89,7 @@ def block_parts(channel: int, count: int) -> Iterator[tuple[int, int, int]]:
 
 def load_sparse(
     program: Program,
+    cache: PageCache,
     tensor: Tensor,
     cores: int,
     page: int,
@@ -95,6 +104,8 @@ def load_sparse(
 ) -> None:
     """Load the haloed part of a box into a page of the sparse buffers, row by row of `size` lines and pixels.
 
+    Where the page has the same pixels of padding already, only the others are loaded.
+
     Parameters
     ----------
     first : (int, int)
@@ -107,8 +118,17 @@ def load_sparse(
         Rows are channels and elements pixels, instead of the other way round.
     """
     (line, pixel), (tall, wide), beat = first, size, program.config.beat
+    pitch = tall * wide
     i_first, i_end = inside(line, steps[0], tall, tensor.height)
     j_first, j_end = inside(pixel, steps[1], wide, tensor.width)
+    dest = 0
+    if cache.padded(cores, page, (box.images, size, i_first, i_end, j_first, j_end, channels, transpose)):
+        if i_first == i_end or j_first == j_end:
+            return
+        dest = i_first * wide + j_first
+        line, pixel, tall = line + i_first * steps[0], pixel + j_first * steps[1], i_end - i_first
+        size = (tall, j_end - j_first)
+        i_first, i_end, j_first, j_end = 0, tall, 0, j_end - j_first
     program.emit(
         Opcode.LOAD,
         reads=[program.memory(tensor)],
@@ -119,8 +139,8 @@ def load_sparse(
         page=page,
         cores=cores,
         n_count=box.images,
-        i_count=tall,
-        j_count=wide,
+        i_count=size[0],
+        j_count=size[1],
         line_i=steps[0],
         pixel=pixel,
         pixel_j=steps[1],
@@ -130,7 +150,8 @@ def load_sparse(
         j_end=j_end,
         channel=(channel % BLOCK) // beat,
         channel_beats=channels // beat,
-        dest_n=tall * wide,
+        dest=dest,
+        dest_n=pitch,
         dest_i=wide,
         dest_j=1,
     )

@@ -104,12 +104,10 @@ class DirectLowering:
             groups = -(-max_r // taps_r) * -(-max_s // taps_s)
             reloads = 1 if whole else groups
             halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
-            # A line costs more than its pixels: words that it has only a part of.
-            sparse = (
-                phases
-                * reloads
-                * (COMMAND_CYCLES + count * (lines + halo_r - 1) * (pixels + halo_s) * depth / config.beat)
-            )
+            # A line costs more than its pixels: words that it has only a part of. Padding is there already.
+            tall = min(lines + halo_r - 1, -(-self.source.height // axes_h[0].source_step))
+            wide = min(pixels + halo_s - 1, -(-self.source.width // axes_w[0].source_step)) + 1
+            sparse = phases * reloads * (COMMAND_CYCLES + count * tall * wide * depth / config.beat)
             dense = groups * phases * COMMAND_CYCLES + taps * depth * teams.chunk / config.beat
             of_plane = -(-out.images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels)
             tiles = of_plane * out.planes
@@ -354,7 +352,8 @@ class DirectLowering:
         page, there = self.cache.page("sparse", cores, content)
         if not there:
             first, steps = (first_line, first_pixel), (axis_h.source_step, axis_w.source_step)
-            load_sparse(self.program, self.source, cores, page, box, first, steps, (tall, wide), k, depth)
+            size = (tall, wide)
+            load_sparse(self.program, self.cache, self.source, cores, page, box, first, steps, size, k, depth)
         return page, geometry
 
     def _load_dense(self, cores: int, lane: int, lanes: int, k: int, depth: int, taps_r: Taps, taps_s: Taps) -> int:

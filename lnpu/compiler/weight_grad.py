@@ -146,8 +146,10 @@ class WeightGradLowering:
             sources: float = -(-side_by_side // together)
             if side_by_side % together and together % side_by_side:
                 sources += 0.5  # jobs of a round that begin in the middle
-            # A line costs more than its pixels: words that it has only a part of.
-            x = images * (lines + halo_r - 1) * (pixels + halo_s) * self.loaded / config.beat
+            # A line costs more than its pixels: words that it has only a part of. Padding is there already.
+            tall = min(lines + halo_r - 1, -(-shape.height // shape.stride))
+            wide = min(pixels + halo_s - 1, -(-shape.width // shape.stride)) + 1
+            x = images * tall * wide * self.loaded / config.beat
             dy = images * lines * (pixels + 1) * chunk / config.beat
             x = sources * (COMMAND_CYCLES + x)
             dy += teams.size * COMMAND_CYCLES
@@ -358,7 +360,20 @@ class WeightGradLowering:
             first, steps = (first_line, first_pixel), (axis_h.source_step, axis_w.source_step)
             channels = min(self.loaded, self.x.padded - job.base)
             size = (tall, wide)
-            load_sparse(self.program, self.x, cores, page, box, first, steps, size, job.base, channels, transpose=True)
+            load_sparse(
+                self.program,
+                self.cache,
+                self.x,
+                cores,
+                page,
+                box,
+                first,
+                steps,
+                size,
+                job.base,
+                channels,
+                transpose=True,
+            )
         return page
 
     def _load_dy(self, cores: int, box: Box, tall: int, wide: int, lane: int, lanes: int) -> int:
