@@ -216,6 +216,14 @@ class Bench:
         self.writes: list[int] = []
         self.errors: Counter[Error] = Counter()
         self.bits: Counter[int] = Counter()
+        self.queued = 0  # cycles
+        self._restart()
+
+    def _restart(self) -> None:
+        """Begin to count commands, and what they write."""
+        self.taken = self.effects = self.since_taken = 0
+        # Commands taken -> writes at the time when, by `queued`, all but the last of these were done.
+        self.done_before: dict[int, int] = {}
 
     async def start(self):
         await start(self.dut)
@@ -225,11 +233,23 @@ class Bench:
     async def _monitor(self):
         dut, edge = self.dut, RisingEdge(self.dut.clk)
         error, write, events, busy, ready = dut.error, dut.write, dut.events, dut.busy, dut.command__ready
+        queued, offered = dut.queued, dut.command__valid
+        row_valid, row_ready = dut.vmem__valid, dut.vmem__ready
         valid, events_mask, events_shift = 1, (1 << self.events_layout["bits"].width) - 1, 3
         assert self.write_layout["valid"].offset == 0 and self.events_layout["bits"].offset == events_shift
         while True:
             await edge
             assert int(busy.value) or int(ready.value), "neither busy nor ready for a command"
+            self.effects += int(write.value) & valid
+            self.effects += int(row_valid.value) and int(row_ready.value)
+            self.since_taken += 1
+            if int(queued.value):
+                assert int(busy.value), "queued while not busy"
+                self.queued += 1
+            elif self.since_taken >= 2:  # all but the last command are done
+                self.done_before.setdefault(self.taken, self.effects)
+            if int(offered.value) and int(ready.value):
+                self.taken, self.since_taken = self.taken + 1, 0
             if number := int(error.value):
                 self.errors[Error(number)] += 1
                 assert int(busy.value), "error while not busy"
@@ -324,6 +344,7 @@ class Bench:
     async def run(self, *commands: Command | int, limit: int = 200_000) -> int:
         """Run commands back to back; returns their cycles from the first's hand-over to `busy` falling."""
         self.writes, self.errors, self.bits, self.sink.words = [], Counter(), Counter(), []
+        self._restart()
         for requests in self.memory.requests.values():
             requests.clear()
         words = [c if isinstance(c, int) else int.from_bytes(c.encode(), "little") for c in commands]
@@ -704,9 +725,10 @@ async def back_to_back(dut):
     for number in range(40):
         bench.memory.stall = bench.sink.stall = random.choice([0, 0.3])
         bench.memory.latency = int(random.choice([1, 5, 40]))
-        commands, kinds = [], Counter()
+        commands, kinds, effects = [], Counter(), [0]
         writes, rows, errors, fetches, table = [], [], Counter(), [], []
         for _ in range(int(random.integers(2, 7))):
+            effects.append(len(writes) + len(rows))  # of the commands before
             choice = random.random()
             if choice < 0.1:
                 commands.append(Command(Opcode.LOAD))  # nothing but zeros
@@ -736,6 +758,9 @@ async def back_to_back(dut):
         assert bench.bits == +kinds, f"sequence {number}: {commands}"
         bench.bits = Counter()
         bench.check((writes, rows, 0, errors, fetches, table), {}, f"sequence {number}: {commands}")
+        for taken, done in bench.done_before.items() if not errors[Error.FIELD] else ():
+            assert done >= effects[taken], f"sequence {number}: not queued before command {taken - 2} is done"
+    assert bench.queued > 500
 
     # Small tiles from a slow memory: the fetches of one go on while another is brought to its place.
     bench.memory.stall = bench.sink.stall = 0.0

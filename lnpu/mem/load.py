@@ -255,7 +255,7 @@ class LoadUnit(Block):
     busy : Out(1)
         From the cycle after a command has been taken until the last effect of all that have been taken is done.
     queued : Out(1)
-        A command has been taken while the one before is not done.
+        A command has been taken while the one before is not done (unless it was dropped: that ends the program).
     error : Out(Error)
     table : Out(memory_read_signature(config))
         Reads of the length table. Its data is always taken at once.

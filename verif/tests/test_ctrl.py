@@ -6,6 +6,7 @@ import pytest
 
 from lnpu.config import EDGE, PAPER, TINY
 from lnpu.ctrl.command_processor import CommandProcessor
+from lnpu.ctrl.command_queue import CommandQueue
 from lnpu.ctrl.counters import COUNTERS, Counters
 from lnpu.ctrl.registers import COUNTER_BASE, REGISTERS, Registers, register_table
 from verif.runner import run
@@ -34,6 +35,10 @@ def test_counters(name: str) -> None:
 def test_command_processor(name: str) -> None:
     config = CONFIGS[name]
     run(CommandProcessor(config=config), "verif.command_processor_tb", config=asdict(config))
+
+
+def test_command_queue() -> None:
+    run(CommandQueue(), "verif.command_queue_tb")
 
 
 def test_register_table() -> None:
