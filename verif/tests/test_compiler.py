@@ -857,6 +857,8 @@ def test_hazards() -> None:
     dense = (load, [], [B], {"target": Target.DENSE.value})  # by another unit
     assert emitted((load, [], [A], {}), dense, (vector, [A, B], [], {}))[2] == ({Unit.LOAD, Unit.LOAD_DENSE}, 0)
     assert emitted(dense, (load, [], [B], {}))[1] == ({Unit.LOAD_DENSE}, 0)
+    tile = (load, [], [A], {"target": Target.VMEM_DENSE.value})  # by the same unit
+    assert emitted(tile, dense, (vector, [A], [], {}))[2] == ({(Unit.LOAD_DENSE, "queue")}, 0)
     assert emitted((load, [], [A], {}), raw, (vector, [A], [], {}))[2] == ({(Unit.LOAD, "queue")}, 0)
     assert emitted((load, [], [A], {}), raw, raw, (vector, [A], [], {}))[3] == (set(), 0)
     assert emitted((load, [], [A], {}), (Opcode.LOAD_RAW, [A], [A], {}))[1] == (set(), 0)
