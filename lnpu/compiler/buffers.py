@@ -13,6 +13,7 @@ __all__ = [
     "PageCache",
     "block_parts",
     "load_sparse",
+    "loaded_pixels",
     "page_regions",
     "power_of_two",
     "psum_regions",
@@ -87,6 +88,13 @@ def block_parts(channel: int, count: int) -> Iterator[tuple[int, int, int]]:
         channel += part
 
 
+def loaded_pixels(box: tuple[int, int], halo: tuple[int, int], source: tuple[int, int]) -> int:
+    """Pixels, about, that LOAD brings for the lines and pixels of a box with the halo of so many taps, of an image of
+    `source`: padding is there already, and a line costs more than its pixels, for words that it has only a part of."""
+    tall, wide = (min(inner + taps - 1, size) for inner, taps, size in zip(box, halo, source, strict=True))
+    return tall * (wide + 1)
+
+
 def load_sparse(
     program: Program,
     cache: PageCache,
@@ -118,17 +126,16 @@ def load_sparse(
         Rows are channels and elements pixels, instead of the other way round.
     """
     (line, pixel), (tall, wide), beat = first, size, program.config.beat
-    pitch = tall * wide
     i_first, i_end = inside(line, steps[0], tall, tensor.height)
     j_first, j_end = inside(pixel, steps[1], wide, tensor.width)
-    dest = 0
+    counts, dest = size, 0
     if cache.padded(cores, page, (box.images, size, i_first, i_end, j_first, j_end, channels, transpose)):
         if i_first == i_end or j_first == j_end:
             return
         dest = i_first * wide + j_first
-        line, pixel, tall = line + i_first * steps[0], pixel + j_first * steps[1], i_end - i_first
-        size = (tall, j_end - j_first)
-        i_first, i_end, j_first, j_end = 0, tall, 0, j_end - j_first
+        line, pixel = line + i_first * steps[0], pixel + j_first * steps[1]
+        counts = i_end - i_first, j_end - j_first
+        i_first, i_end, j_first, j_end = 0, counts[0], 0, counts[1]
     program.emit(
         Opcode.LOAD,
         reads=[program.memory(tensor)],
@@ -139,8 +146,8 @@ def load_sparse(
         page=page,
         cores=cores,
         n_count=box.images,
-        i_count=size[0],
-        j_count=size[1],
+        i_count=counts[0],
+        j_count=counts[1],
         line_i=steps[0],
         pixel=pixel,
         pixel_j=steps[1],
@@ -151,7 +158,7 @@ def load_sparse(
         channel=(channel % BLOCK) // beat,
         channel_beats=channels // beat,
         dest=dest,
-        dest_n=pitch,
+        dest_n=tall * wide,
         dest_i=wide,
         dest_j=1,
     )

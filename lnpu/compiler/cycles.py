@@ -335,16 +335,14 @@ class _Model:
     def _start(self, command: Command, f: Mapping[str, int], ready: float) -> tuple[str, float]:
         """What a command waits for the longest, and until when."""
         cause, start = "issue", ready
-        waits = [(self.units[bit], _UNIT_NAMES[bit]) for bit in range(len(Unit)) if f["wait_units"] >> bit & 1]
-        waits += [
-            (self.units_before[bit], _UNIT_NAMES[bit]) for bit in range(len(Unit)) if f["wait_unit_queues"] >> bit & 1
-        ]
+        waits = [(self.units[bit], _UNIT_NAMES[bit]) for bit in _bits(f["wait_units"])]
+        waits += [(self.units_before[bit], _UNIT_NAMES[bit]) for bit in _bits(f["wait_unit_queues"])]
         waits += [(self.cores[core], "cores") for core in _bits(f["wait_cores"])]
         waits += [(self.cores_before[core], "cores") for core in _bits(f["wait_queues"])]
         if command.opcode is Opcode.MULTIPLY:
             waits += [(self.cores_before[core], "cores") for core in _bits(f["cores"])]
         elif command.opcode is not Opcode.NOP:
-            unit = unit_of(command)
+            unit = unit_of(command.opcode, f)
             ends = self.units_before if unit in TAKES_TWO else self.units
             waits.append((ends[unit], _UNIT_NAMES[unit]))
         for end, name in waits:
@@ -369,15 +367,15 @@ class _Model:
             case Opcode.LOAD | Opcode.LOAD_RAW:
                 begin, end = self._load(command, f, start)
             case _:
-                begin = max(start, self.units[unit_of(command)])
+                begin = max(start, self.units[unit_of(command.opcode, f)])
                 end = begin + self._duration(command, f, begin)
-        unit = unit_of(command)
+        unit = unit_of(command.opcode, f)
         self.units_before[unit], self.units[unit] = self.units[unit], end
         self.segment.busy[_UNIT_NAMES[unit]] += end - max(begin, start)
 
     def _load(self, command: Command, f: Mapping[str, int], start: float) -> tuple[float, float]:
         """When a LOAD begins to keep its unit, and when it is done."""
-        unit, beat = unit_of(command), self.config.beat
+        unit, beat = unit_of(command.opcode, f), self.config.beat
         if command.opcode is Opcode.LOAD_RAW:
             beats = float(f["line_count"] * f["line_rows"])
             words, setup = beats * 4 * beat / self.word, _RAW

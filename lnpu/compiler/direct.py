@@ -8,6 +8,7 @@ from lnpu.compiler.buffers import (
     PageCache,
     block_parts,
     load_sparse,
+    loaded_pixels,
     page_regions,
     power_of_two,
     psum_regions,
@@ -89,6 +90,7 @@ class DirectLowering:
         phases = len(axes_h) * len(axes_w) / step**2
         steps_k = -(-self.source.padded // depth)
         chunks = len(teams.shares())
+        source = -(-self.source.height // axes_h[0].source_step), -(-self.source.width // axes_w[0].source_step)
         per_pixel = out.block_channels // config.beat
         best: tuple[tuple[float, ...], Plan] | None = None
         widths = {lattice_w} | {w for w in range(1, lattice_w) if (w * step) % out.run_pixels == 0}
@@ -104,10 +106,8 @@ class DirectLowering:
             groups = -(-max_r // taps_r) * -(-max_s // taps_s)
             reloads = 1 if whole else groups
             halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
-            # A line costs more than its pixels: words that it has only a part of. Padding is there already.
-            tall = min(lines + halo_r - 1, -(-self.source.height // axes_h[0].source_step))
-            wide = min(pixels + halo_s - 1, -(-self.source.width // axes_w[0].source_step)) + 1
-            sparse = phases * reloads * (COMMAND_CYCLES + count * tall * wide * depth / config.beat)
+            loaded = loaded_pixels((lines, pixels), (halo_r, halo_s), source)
+            sparse = phases * reloads * (COMMAND_CYCLES + count * loaded * depth / config.beat)
             dense = groups * phases * COMMAND_CYCLES + taps * depth * teams.chunk / config.beat
             of_plane = -(-out.images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels)
             tiles = of_plane * out.planes

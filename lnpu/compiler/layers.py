@@ -302,6 +302,11 @@ class ErrorSums:
         vectors = [(norm.dgamma, norm.dbeta, norm.grad_b, norm.grad_c) for _, norm in self.norms]
         return [tensor.name for tensors in vectors for tensor in tensors]
 
+    def load(self, tile: Tile, inputs: Sequence[int]) -> None:
+        """Bring in the tiles of `inputs`, to these rows."""
+        for y, row in zip(self.inputs, inputs, strict=True):
+            self.space.vectors.load(y, tile, row)
+
     def add(self, tile: Tile, place: int, inputs: Sequence[int], *, first: bool) -> None:
         """Add a tile at row `place`, with those of `inputs` at these rows."""
         if not self.norms:
@@ -457,8 +462,7 @@ def lower_average_pool_grad(space: Workspace, error: Tensor, mask: Tensor | None
                     v.vector(Op.KEEP_POSITIVE, dst, e + image * rows, dst, **size_of)
                 else:
                     v.vector(Op.COPY, dst, e + image * rows, **size_of)
-            for y, row in zip(sums.inputs, inputs, strict=True):
-                v.load(y, tile, row)
+            sums.load(tile, inputs)
             sums.add(tile, x, inputs, first=i == 0)
             v.store(out, tile, x)
         sums.finish(block)
@@ -524,8 +528,7 @@ def lower_max_pool_grad(
                 v.vector(Op.ADD, total, total, e, **shape)
             if mask is not None:
                 v.vector(Op.KEEP_POSITIVE, total, total, x, **shape)
-            for y, row in zip(sums.inputs, inputs, strict=True):
-                v.load(y, tile, row)
+            sums.load(tile, inputs)
             sums.add(tile, total, inputs, first=i == 0)
             v.store(out, tile, total)
         sums.finish(block)

@@ -5,6 +5,7 @@ The chip starts commands in order and lets units work side by side; a command na
 commands in a good order.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
@@ -89,7 +90,7 @@ class Program:
         self.marks: list[Mark] = []
         self.loss_scalings: list[int] = []
         self.open: list[Tensor] = []
-        self.loading: dict[Unit, float] = {}
+        self.loading: defaultdict[Unit, float] = defaultdict(float)
         self._recorded: list[Emission] | None = None
         # What each unit (or core) may still be doing: what its last commands read and write, oldest first.
         self._busy: dict[tuple[str, int], list[tuple[list[Region], list[Region]]]] = {}
@@ -112,10 +113,10 @@ class Program:
         """Append a command that touches these regions. `loss_scaling`: 1 if it is one of `loss_scalings`."""
         emission = Emission(opcode, list(reads), list(writes), fields, bool(loss_scaling))
         if opcode in _ELEMENTS:
-            unit = unit_of(Command(opcode, **fields))
+            unit = unit_of(opcode, fields)
             beats = prod(fields.get(name, 0) for name in _ELEMENTS[opcode])
             cycles = beats * 32 * self.config.beat / self.config.axi_bits if opcode is Opcode.LOAD_RAW else beats
-            self.loading[unit] = self.loading.get(unit, 0.0) + COMMAND_CYCLES + cycles
+            self.loading[unit] += COMMAND_CYCLES + cycles
         if self._recorded is not None:
             self._recorded.append(emission)
         else:
@@ -147,7 +148,7 @@ class Program:
             own = [("core", core) for core in range(self.config.cores) if command.fields["cores"] >> core & 1]
             depth = 2
         else:
-            unit = unit_of(command)
+            unit = unit_of(emission.opcode, emission.fields)
             own = [("unit", int(unit))]
             depth = 2 if unit in TAKES_TWO else 1
         waits = {"unit": 0, "core": 0, "queue": 0, "unit_queue": 0}

@@ -159,8 +159,7 @@ class VectorBuilder:
         i_first, i_end = inside(line, step, tile.lines, tensor.height)
         j_first, j_end = inside(pixel, step, tile.pixels, tensor.width)
         loading = self.program.loading
-        dense = loading.get(Unit.LOAD_DENSE, 0) < loading.get(Unit.LOAD, 0)
-        target = Target.VMEM_DENSE if dense else Target.VMEM
+        target = Target.VMEM_DENSE if loading[Unit.LOAD_DENSE] < loading[Unit.LOAD] else Target.VMEM
         self.program.emit(
             Opcode.LOAD,
             reads=[memory or self.program.memory(tensor)],

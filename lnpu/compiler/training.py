@@ -134,6 +134,7 @@ class TrainingStep:
         self.formats, self.optimiser = formats, optimiser
         self.eps, self.norm_momentum = eps, norm_momentum
         self.stages = fuse(graph)
+        self._norms_of_errors = norms_of_errors(self.stages)
         self.map = MemoryMap(size=memory, config=config)
         self.tensors: dict[str, Tensor | RawTensor] = {}
         self.weights: dict[str, WeightParameter] = {}
@@ -497,10 +498,10 @@ class TrainingStep:
         sums = self._error_sums(space, name)
         for pool in pools:
             target = out if alone else self._partial(f"d.{name}.{pool.name}", out)
-            last = ErrorSums(space, target, sums.norms if alone else [])
-            self._pool_grad(space, pool, error(pool.name), mask if alone else None, target, last)
+            taken = sums if alone else ErrorSums(space, target, [])
+            self._pool_grad(space, pool, error(pool.name), mask if alone else None, target, taken)
             stored.append(target)
-            self._mark(space.program, pool.name, "vector", [target.name, *last.outputs])
+            self._mark(space.program, pool.name, "vector", [target.name, *taken.outputs])
         if alone and pools:
             return
         if not convolutions:
@@ -516,7 +517,7 @@ class TrainingStep:
 
     def _error_sums(self, space: Workspace, name: str) -> ErrorSums:
         """What batch norms need of the error of tensor `name`."""
-        groups = norms_of_errors(self.stages).get(name, [])
+        groups = self._norms_of_errors.get(name, [])
         norms = [(self.encoded(group.x), self.norms[str(group.norm)]) for group in groups]
         return ErrorSums(space, self.encoded(f"d.{name}"), norms)
 

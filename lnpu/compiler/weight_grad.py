@@ -9,6 +9,7 @@ from lnpu.compiler.buffers import (
     PageCache,
     block_parts,
     load_sparse,
+    loaded_pixels,
     page_regions,
     power_of_two,
     psum_regions,
@@ -131,6 +132,7 @@ class WeightGradLowering:
         least = min(out.width, max(config.beat, out.run_pixels))  # a tile holds whole runs
         teams, chunk, chunks = self.teams, self.teams.chunk, len(self.teams.shares())
         parts = -(-self.x.padded // self.loaded)
+        source = -(-shape.height // shape.stride), -(-shape.width // shape.stride)
         best: tuple[tuple[float, int], _Plan] | None = None
 
         def cost(plan: _Plan) -> float:
@@ -146,10 +148,7 @@ class WeightGradLowering:
             sources: float = -(-side_by_side // together)
             if side_by_side % together and together % side_by_side:
                 sources += 0.5  # jobs of a round that begin in the middle
-            # A line costs more than its pixels: words that it has only a part of. Padding is there already.
-            tall = min(lines + halo_r - 1, -(-shape.height // shape.stride))
-            wide = min(pixels + halo_s - 1, -(-shape.width // shape.stride)) + 1
-            x = images * tall * wide * self.loaded / config.beat
+            x = images * loaded_pixels((lines, pixels), plan.halo, source) * self.loaded / config.beat
             dy = images * lines * (pixels + 1) * chunk / config.beat
             x = sources * (COMMAND_CYCLES + x)
             dy += teams.size * COMMAND_CYCLES

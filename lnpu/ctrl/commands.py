@@ -12,6 +12,7 @@ Commands start in program order; units then work side by side. A unit takes one 
 but the FGMP controller takes one only when it is idle.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from amaranth.hdl import Shape, signed
@@ -360,8 +361,8 @@ class Command:
         return cls(opcode, **fields)
 
 
-def unit_of(command: Command) -> Unit:
+def unit_of(opcode: Opcode, fields: Mapping[str, int]) -> Unit:
     """The unit that a command other than END, NOP, MULTIPLY and MARK goes to."""
-    if command.opcode is Opcode.LOAD and command.fields.get("target", 0) & 1:
+    if opcode is Opcode.LOAD and fields.get("target", 0) & 1:
         return Unit.LOAD_DENSE
-    return UNITS[command.opcode]
+    return UNITS[opcode]

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from lnpu.bus.axi_lite import AxiLiteSlave
 from lnpu.config import ChipConfig
-from lnpu.ctrl.counters import COUNTERS
+from lnpu.ctrl.counters import COUNTERS, Counters
 from lnpu.hdl import Block, place
 from lnpu.interfaces import axi_lite_signature
 
@@ -218,6 +218,9 @@ def control_signature(config: ChipConfig) -> wiring.Signature:
         "command": In(32),
         "detail": In(16),
     })  # fmt: skip
+
+
+assert Counters.HOST_LATENCY <= AxiLiteSlave.LOOK_UP, "the host would read a counter before its value is there"
 
 
 class Registers(Block):
