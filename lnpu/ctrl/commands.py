@@ -42,7 +42,7 @@ class Opcode(enum.Enum, shape=8):
 
     END = 0x00  # wait for every unit, then raise the interrupt
     NOP = 0x01  # only waits
-    LOAD = 0x02  # encoded tensor -> sparse buffers, dense buffers or vector memory, by one of two units
+    LOAD = 0x02  # encoded tensor -> sparse buffers, dense buffers, mask stores or vector memory, by one of two units
     STORE = 0x03  # vector memory -> encoded tensor
     LOAD_RAW = 0x04  # FP32 words -> vector memory
     STORE_RAW = 0x05  # vector memory -> FP32 words
@@ -63,7 +63,7 @@ class Unit(enum.IntEnum):
     VECTOR = 2
     DRAIN = 3
     FGMP = 4  # the dynamic ratio controller
-    LOAD_DENSE = 5  # LOAD with target DENSE or VMEM_DENSE; LOAD is all others
+    LOAD_DENSE = 5  # LOAD with target DENSE, VMEM_DENSE or MASK_DENSE; LOAD is all others
 
 
 UNITS: dict[Opcode, Unit] = {
@@ -83,13 +83,18 @@ TAKES_TWO = (Unit.LOAD, Unit.LOAD_DENSE, Unit.STORE, Unit.VECTOR, Unit.DRAIN)
 """Units that, like cores, take a command while another is running."""
 
 
-class Target(enum.Enum, shape=2):
-    """Where LOAD puts elements. Bit 0: the unit is LOAD_DENSE instead of LOAD; bit 1: to the vector memory."""
+class Target(enum.Enum, shape=3):
+    """Where LOAD puts elements. Bit 0: the unit is LOAD_DENSE instead of LOAD. 6 and 7 do not exist (FIELD).
+
+    A mask has a bit an element: whether it is above zero (a NaN is not).
+    """
 
     SPARSE = 0
     DENSE = 1
     VMEM = 2
     VMEM_DENSE = 3  # to the vector memory, by the unit LOAD_DENSE
+    MASK = 4  # to the mask stores of cores
+    MASK_DENSE = 5  # the same, by the unit LOAD_DENSE
 
 
 class VectorOp(enum.Enum, shape=5):
@@ -109,11 +114,12 @@ class VectorOp(enum.Enum, shape=5):
     SUM = 16  # accumulator[sum + outer] += f16(a * 2^-a_shift) * f16(b * 2^-b_shift), exactly; see `quantise`
     SUM_OUT = 17  # dst[outer] = f32(accumulator[sum + outer] * 2^(a_shift + b_shift))
     GREATER_EQUAL = 11  # 1.0 if a >= b else +0
+    ADD_UNMASKED = 12  # +0 if a is -0 (a sum that DRAIN found masked), else a + b
 
 
 READS_B = (
     VectorOp.ADD, VectorOp.SUB, VectorOp.MUL, VectorOp.MULADD, VectorOp.MAX, VectorOp.MIN, VectorOp.KEEP_POSITIVE,
-    VectorOp.KEEP_EQUAL, VectorOp.DIV, VectorOp.GREATER_EQUAL, VectorOp.SUM,
+    VectorOp.KEEP_EQUAL, VectorOp.DIV, VectorOp.GREATER_EQUAL, VectorOp.ADD_UNMASKED, VectorOp.SUM,
 )  # fmt: skip
 READS_C = (VectorOp.MULADD, VectorOp.KEEP_EQUAL)
 """Operations that have an operand b, and c (others read c if they are masked)."""
@@ -149,10 +155,10 @@ _FIELDS: dict[Opcode, dict] = {
     Opcode.NOP: {},
     Opcode.LOAD: _WALK
     | {
-        "target": 2,
+        "target": 3,
         "page": 1,
-        "transpose": 1,  # sparse and dense: exchange row and column
-        "cores": 16,  # sparse and dense: which cores' buffers, any number of them
+        "transpose": 1,  # sparse and dense: exchange row and column; masks: 0
+        "cores": 16,  # sparse, dense and masks: which cores' buffers, any number of them
         "scale": signed(8),  # vector memory: elements are multiplied by 2^scale
         "fill": 16,  # vector memory: FP16 pattern for pixels outside the valid range
         "pixel_j": 8,  # pixels from one j to the next
@@ -202,6 +208,8 @@ _FIELDS: dict[Opcode, dict] = {
         "sparse_page": 1,
         "dense_page": 1,
         "initialise": 1,  # partial sums start from zero instead of from the store
+        "masked": 1,  # sums whose bit in the mask store is 0 are not computed, see lnpu.core.core
+        "mask_page": 1,
         "lanes": 8,  # lanes that count as working in the performance counters
         "count_n": 10,
         "count_h": 10,
@@ -226,6 +234,7 @@ _FIELDS: dict[Opcode, dict] = {
         "scale": signed(8),  # ... and what is written is that times 2^scale
         "fp16": 1,  # round to FP16, else to FP32
         "saturate": 1,
+        "masked": 1,  # sums that were masked are written as -0, a -0 of others as +0
         "tensor_a": 8,  # scale added to `shift`
         "tensor_b": 8,  # scale added to `shift`
         "tensor_out": 8,  # scale subtracted from `shift` and added to `scale`
