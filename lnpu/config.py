@@ -136,12 +136,13 @@ class ChipConfig:
 
     @property
     def sram_bytes(self) -> float:
-        """On-chip SRAM: buffers and partial sums of the cores, vector memory, exact accumulators, FGMP states."""
+        """On-chip SRAM: buffers, masks and sums of the cores, vector memory, exact accumulators, FGMP states."""
         element, psum = 16 + 2, psum_layout(self.acc_bits).size
         core = (
             2 * self.rows * self.depth * element
             + 2 * self.dense_rows * self.lanes * 16
             + self.psum_rows * self.lanes * psum
+            + 2 * self.psum_rows * (self.lanes + self.lanes // self.beat)
         )
         states = 2 * 38 * self.tensor_states
         vector = self.vmem_rows * self.beat * 32 + self.sum_rows * self.beat * psum

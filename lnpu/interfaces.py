@@ -9,6 +9,7 @@ from lnpu.ctrl.commands import COMMAND_BYTES
 from lnpu.formats import element_beat
 
 __all__ = [
+    "Buffer",
     "Error",
     "axi_lite_signature",
     "axi_read_signature",
@@ -39,27 +40,37 @@ class Error(enum.Enum, shape=4):
     ABORTED = 8
 
 
+class Buffer(enum.Enum, shape=2):
+    """The stores of a core that LOAD writes."""
+
+    SPARSE = 0
+    DENSE = 1
+    MASK = 2
+
+
 def command_stream() -> stream.Signature:
     """Stream of raw commands to a unit. The unit is ready only while it is idle."""
     return stream.Signature(unsigned(COMMAND_BITS))
 
 
 def buffer_write(config: ChipConfig) -> data.StructLayout:
-    """A beat of elements on its way to sparse or dense buffers (no back-pressure: qualify with `valid`).
+    """A beat of elements on its way to sparse or dense buffers or mask stores (no back-pressure: qualify with `valid`).
 
     Not transposed: element e of the beat goes to (row, column + e). Transposed: to (row + e, column). The one that
     runs over e is a multiple of `beat`. Whatever is outside the buffer must not be written; LOAD has checked it.
+    A mask store takes bit e of `mask` instead of element e, never transposed.
     """
     return data.StructLayout(
         {
             "valid": 1,
             "cores": config.cores,
-            "dense": 1,  # the dense buffer, else the sparse buffer
+            "buffer": 2,  # a `Buffer`
             "page": 1,
             "transpose": 1,
             "row": 12,
             "column": 8,
             "beat": element_beat(config.beat),
+            "mask": config.beat,  # 0 for the other buffers
         }
     )
 

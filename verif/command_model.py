@@ -10,7 +10,7 @@ import numpy as np
 
 from golden.controller import Controller, ControllerState, Targets, statistics_of
 from golden.exact import ExactSum, exact_matmul, round_sum
-from golden.fgmp import CODE_PADDING, Policy, quantize, to_fp16
+from golden.fgmp import CODE_FP8, CODE_PADDING, Policy, quantize, to_fp16
 from golden.formats import FP16, canonical_fp32, decode
 from golden.memory import decode_slots, encode_slots
 from golden.vector import rectified
@@ -31,7 +31,9 @@ class CommandModel:
         self.sparse = np.zeros((c.cores, 2, c.rows, c.depth), np.uint16)
         self.codes = np.zeros((c.cores, 2, c.rows, c.depth), np.uint8)
         self.dense = np.zeros((c.cores, 2, c.dense_rows, c.lanes), np.uint16)
+        self.masks = np.zeros((c.cores, 2, c.psum_rows, c.lanes), bool)
         self.psums = [ExactSum.zeros((c.psum_rows, c.lanes)) for _ in range(c.cores)]
+        self.masked_sums = np.zeros((c.cores, c.psum_rows, c.lanes), bool)
         self.vmem = np.zeros((c.vmem_rows, c.beat), np.float32)
         self.sums = ExactSum.zeros((c.sum_rows, c.beat))
         self.products = 0
@@ -129,7 +131,12 @@ class CommandModel:
             index = (columns, row) if f["transpose"] else (row, columns)
             for core in range(self.config.cores):
                 if f["cores"] >> core & 1:
-                    if f["target"] == Target.SPARSE.value:
+                    if f["target"] in (Target.MASK.value, Target.MASK_DENSE.value):
+                        assert self.masks[core, f["page"]][index].size == width, "outside the mask store"
+                        if f["element"] == 0:
+                            self.masks[core, f["page"], row] = False
+                        self.masks[core, f["page"]][index] = (codes >= CODE_FP8) & (decode(FP16, bits) > 0)
+                    elif f["target"] == Target.SPARSE.value:
                         assert self.sparse[core, f["page"]][index].size == width, "outside the sparse buffer"
                         self.sparse[core, f["page"]][index] = bits
                         self.codes[core, f["page"]][index] = codes
@@ -185,6 +192,9 @@ class CommandModel:
                 continue
             sparse, codes = self.sparse[core, f["sparse_page"]], self.codes[core, f["sparse_page"]]
             dense, psums = self.dense[core, f["dense_page"]], self.psums[core]
+            live = np.ones((self.config.psum_rows, self.config.lanes), bool)
+            if f["masked"]:
+                live = self.masks[core, f["mask_page"]]
             by_offset: dict[tuple[int, int], list[tuple[int, int]]] = {}
             for n in range(f["count_n"]):
                 for h in range(f["count_h"]):
@@ -203,14 +213,15 @@ class CommandModel:
                                 base = f["dense"] + r * f["dense_r"] + s * f["dense_s"]
                                 shift = f["shift"] + r * f["shift_r"] + s * f["shift_s"]
                                 by_offset.setdefault((base, shift), []).append((row, psum))
+            rows = np.unique([psum for visits in by_offset.values() for _, psum in visits])
             if initial:
-                for visits in by_offset.values():
-                    rows = np.array([psum for _, psum in visits])
-                    psums[rows] = ExactSum.zeros((len(rows), self.config.lanes))
+                psums[rows] = ExactSum.zeros((len(rows), self.config.lanes))
+                self.masked_sums[core, rows] = ~live[rows]
+            assert (self.masked_sums[core, rows] == ~live[rows]).all(), "sums go on under another mask"
             for (base, shift), visits in by_offset.items():
                 window = (f["kmask"] << shift) & ((1 << depth) - 1)
                 k = np.array([k for k in range(depth) if window >> k & 1], int)
-                rows, outs = np.array(visits).T
+                rows, outs = np.array([(row, psum) for row, psum in visits if live[psum].any()], int).reshape(-1, 2).T
                 a = sparse[np.ix_(rows, k)]
                 a = np.where(codes[np.ix_(rows, k)] >= 2, a, np.uint16(0))
                 self.products += int((a != 0).sum())
@@ -218,7 +229,7 @@ class CommandModel:
                 if not used.any():
                     continue
                 product = exact_matmul(np.ascontiguousarray(a[:, used]), dense[base + k[used]])
-                psums[outs] = psums[outs] + product
+                psums[outs] = psums[outs] + product  # masked ones too: nobody looks at them
 
     def _drain(self, f: dict) -> None:
         beat = self.config.beat
@@ -232,9 +243,14 @@ class CommandModel:
                     rounded = round_sum(
                         psums[psum, lanes], f["shift"], "fp16" if f["fp16"] else "fp32", bool(f["saturate"])
                     )
-                    rounded[np.arange(lanes.start, lanes.stop) >= f["lanes"]] = 0
+                    masked = self.masked_sums[f["core"], psum, lanes]
                     if f["fp16"]:
                         rounded = (decode(FP16, rounded) * 2.0 ** f["scale"]).astype(np.float32)
+                    if f["masked"]:
+                        rounded = np.where(masked, np.float32(-0.0), rounded + np.float32(0))
+                    else:
+                        rounded = np.where(masked, np.float32(np.nan), rounded)
+                    rounded[np.arange(lanes.start, lanes.stop) >= f["lanes"]] = 0
                     self.vmem[row : row + f["lane_beats"]] = canonical_fp32(rounded).reshape(-1, beat)
 
     def _operand(self, f: dict, name: str) -> np.ndarray:
@@ -275,6 +291,7 @@ class CommandModel:
             result = {
                 VectorOp.COPY: lambda: a,
                 VectorOp.ADD: lambda: a + b,
+                VectorOp.ADD_UNMASKED: lambda: np.where((a == 0) & np.signbit(a), np.float32(0), a + b),
                 VectorOp.SUB: lambda: a - b,
                 VectorOp.MUL: lambda: a * b,
                 VectorOp.MULADD: lambda: canonical_fp32(a * b) + c,

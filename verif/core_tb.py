@@ -10,8 +10,9 @@ from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import Command, Opcode
 from lnpu.ctrl.counters import core_events_layout
 from lnpu.formats import psum_layout
-from lnpu.interfaces import Error
+from lnpu.interfaces import Buffer, Error
 from verif.agents import start, unpack
+from verif.mask_store_tb import Masks
 from verif.pe_tb import CORNERS, F16, FP8, meaning
 from verif.runner import parameters, rng
 from verif.sparse_buffer_tb import BufferWriter
@@ -19,6 +20,9 @@ from verif.zero_skip_tb import cycles_of
 
 OVERHEAD = 9
 """Cycles of a command beyond those of its visits."""
+
+MASKED = 7
+"""Flags of a masked sum."""
 
 FP8_NONZERO = [word for word in FP8 if word & 0x7FFF]
 LOOPS = "nhwrs"
@@ -31,11 +35,12 @@ class Sums:
         self.acc = [0] * lanes
         self.flags = [0] * lanes  # bit 0 nan, 1 pinf, 2 ninf
 
-    def add(self, a: int, row: np.ndarray) -> None:
-        """Add a times every value of the dense row (FP16 patterns)."""
+    def add(self, a: int, row: np.ndarray, live: np.ndarray) -> None:
+        """Add a times every value of the dense row (FP16 patterns) in the lanes that are live."""
         with np.errstate(invalid="ignore"):
             products = (F16[a] * F16[row]).tolist()
-        for n, value in enumerate(products):
+        for n in np.flatnonzero(live).tolist():
+            value = products[n]
             if value != value:
                 self.flags[n] |= 1
             elif abs(value) == float("inf"):
@@ -43,14 +48,22 @@ class Sums:
             else:
                 self.acc[n] += int(value * 2.0**48)
 
+    def settle(self, live: np.ndarray) -> None:
+        """Become what the store holds: lanes that are not live are masked, a NaN is nothing else."""
+        for n, lane_live in enumerate(live.tolist()):
+            if not lane_live:
+                self.acc[n], self.flags[n] = 0, MASKED
+            elif self.flags[n] & 1:
+                self.flags[n] = 1
+
     def mismatches(self, word: int, acc_bits: int) -> list[str]:
-        """Where packed sums differ; the value has no meaning beside a flag."""
+        """Where packed sums differ; the value has no meaning beside a flag, but is 0 where it is masked."""
         found = []
         for n, (acc, flags) in enumerate(zip(self.acc, self.flags, strict=True)):
             width = psum_layout(acc_bits).size
             got_acc, got = meaning(word >> n * width & ((1 << width) - 1), acc_bits)
             got_flags = sum(flag << i for i, flag in enumerate(got))
-            if got_flags != flags or (not flags and got_acc != acc & ((1 << acc_bits) - 1)):
+            if got_flags != flags or (flags in (0, MASKED) and got_acc != acc & ((1 << acc_bits) - 1)):
                 found.append(f"lane {n}: {got_acc:#x}/{got_flags}, not {acc & ((1 << acc_bits) - 1):#x}/{flags}")
         return found
 
@@ -73,9 +86,15 @@ class Visit:
             return
         page = fields.get("sparse_page", 0)
         codes = np.where(mask, bench.sparse.code[page, row], 255)
-        self.nonzero, self.fp8 = (codes == 2) | (codes == 3), codes == 2
         self.zeros, self.padding = int((codes == 0).sum()), int((codes == 1).sum())
+        self.live = np.ones(config.lanes, dtype=bool)
+        if fields.get("masked"):
+            self.live = bench.masks.bits[fields.get("mask_page", 0), self.psum].copy()
+        self.masked = not self.live.any()
+        codes = np.where(self.masked, 255, codes)
+        self.nonzero, self.fp8 = (codes == 2) | (codes == 3), codes == 2
         self.n8, self.n16 = int((codes == 2).sum()), int((codes == 3).sum())
+        self.gated = (self.n8 + self.n16) * int((~self.live[: fields["lanes"]]).sum())
         self.cycles = cycles_of(self.nonzero, self.fp8)
         self.elements = [(int(bench.sparse.data[page, row, k]), dense + int(k)) for k in np.flatnonzero(self.nonzero)]
         self.in_range = all(0 <= row < config.dense_rows for _, row in self.elements)
@@ -96,6 +115,7 @@ class Bench:
             True: BufferWriter(dut.fill_dense, config, config.dense_rows, config.lanes, self.random),
             False: BufferWriter(dut.fill_sparse, config, config.rows, config.depth, self.random),
         }
+        self.masks = Masks(config, self.random)
         self.psums = [Sums(config.lanes) for _ in range(config.psum_rows)]
         self.density, self.mixture = 0.5, 0.5
 
@@ -108,6 +128,7 @@ class Bench:
         self.idle()
         await start(dut)
         await self.fill()
+        await self.fill_masks()
         await self.run(initialise=1, count_n=self.config.psum_rows, psum_n=1)
 
     def idle(self) -> None:
@@ -146,7 +167,24 @@ class Bench:
             cores = (1 << self.config.cores) - 1
         data, code = (self.values(), random.integers(4, size=self.config.beat)) if dense else self.elements()
         writer = (self.dense if dense else self.sparse) if mine else self.decoy[dense]
-        writer.beat(page, row, column, transpose, data, code, dense=int(dense), cores=cores)
+        buffer = Buffer.DENSE if dense else Buffer.SPARSE
+        writer.beat(page, row, column, transpose, data, code, buffer=buffer.value, cores=cores)
+
+    def put_mask(self, port: int, page: int, row: int, column: int, mask, *, mine: bool = True) -> None:
+        """Write a beat of the mask store through a port of the buffers, or one for other cores."""
+        others = ((1 << self.config.cores) - 1) ^ (1 << self.index)
+        masks = self.masks if mine else Masks(self.config, self.random)
+        cores = int(self.random.integers(1 << self.config.cores)) & others | mine << self.index
+        word = masks.beat(page, row, column, mask, cores=cores)
+        (self.dut.fill_dense if port else self.dut.fill_sparse).value = word
+
+    async def fill_masks(self, pages=(0, 1)) -> None:
+        """Write pages of the mask store, by either port."""
+        for beat in self.masks.rows(pages):
+            self.idle()
+            self.put_mask(int(self.random.integers(2)), *beat)
+            await self.edge
+        self.idle()
 
     async def fill(self, pages=(0, 1)) -> None:
         """Write pages of both buffers, along rows or columns at random."""
@@ -157,17 +195,25 @@ class Bench:
                 for row in range(0, writer.rows, beat if transpose else 1):
                     for column in range(0, writer.columns, 1 if transpose else beat):
                         data, code = (self.values(), [3] * beat) if dense else self.elements()
-                        fields = {"dense": int(dense), "cores": 1 << self.index}
+                        buffer = Buffer.DENSE if dense else Buffer.SPARSE
+                        fields = {"buffer": buffer.value, "cores": 1 << self.index}
                         writer.beat(page, row, column, transpose, data, code, **fields)
                         await self.edge
         self.idle()
 
-    def random_write(self, sparse_page: int, dense_page: int) -> None:
-        """A beat into a page, of each buffer, that the running command does not read; sometimes none."""
+    def random_write(self, sparse_page: int, dense_page: int, mask_page: int | None) -> None:
+        """A beat by each port into pages that the running command does not read; sometimes none."""
         random, beat = self.random, self.config.beat
         self.idle()
+        mask_pages = [page for page in (0, 1) if page != mask_page]
         for writer, page, dense in ((self.dense, 1 - dense_page, True), (self.sparse, 1 - sparse_page, False)):
             if random.random() < 0.3:
+                continue
+            if mask_pages and random.random() < 0.3:
+                into = mask_pages.pop(int(random.integers(len(mask_pages))))  # not both ports into one page
+                row, column = int(random.integers(self.config.psum_rows)), int(random.integers(self.config.lanes))
+                mask, mine = self.masks.random_row()[:beat], bool(random.random() < 0.9)
+                self.put_mask(int(dense), into, row, column - column % beat, mask, mine=mine)
                 continue
             transpose = bool(random.integers(2))
             row, column = int(random.integers(writer.rows)), int(random.integers(writer.columns))
@@ -212,15 +258,16 @@ class Bench:
         dut.command__valid.value = 0
         dut.command__payload.value = int.from_bytes(random.bytes(64), "little")
 
-        events = dict.fromkeys(("busy", "visit", "mac16", "mac8", "zeros", "padding"), 0)
         layout = core_events_layout()
+        events = dict.fromkeys(layout.members, 0)
         errors: list[int] = []
         answer = None  # the row that `psum` must show in this cycle
         holding = 0
         waited = 0
         while True:
             if write:
-                self.random_write(fields.get("sparse_page", 0), fields.get("dense_page", 0))
+                mask_page = fields.get("mask_page", 0) if fields.get("masked") else None
+                self.random_write(fields.get("sparse_page", 0), fields.get("dense_page", 0), mask_page)
             request = int(random.choice(others)) if others and not holding and random.random() < read else None
             dut.psum_request__valid.value = int(request is not None)
             dut.psum_request__payload.value = random.integers(4096).item() if request is None else request
@@ -267,8 +314,11 @@ class Bench:
             "mac8": fields["lanes"] * sum(visit.n8 for visit in good),
             "zeros": sum(visit.zeros for visit in good),
             "padding": sum(visit.padding for visit in good),
+            "masked_visit": sum(visit.masked for visit in good),
+            "gated": sum(visit.gated for visit in good),
+            "busy": events["busy"],
         }
-        assert wanted_events.items() <= events.items(), f"events {events}, not {wanted_events}"
+        assert wanted_events == events, f"events {events}, not {wanted_events}"
 
         self.apply(good, fields)
         if check:
@@ -283,7 +333,8 @@ class Bench:
                 self.psums[visit.psum] = Sums(self.config.lanes)
             previous = visit.psum
             for value, row in visit.elements:
-                self.psums[visit.psum].add(value, self.dense.data[page, row])
+                self.psums[visit.psum].add(value, self.dense.data[page, row], visit.live)
+            self.psums[visit.psum].settle(visit.live)
 
     async def run_all(self, commands: list[dict[str, int]]) -> None:
         """Offer commands one behind the other; check cycles, errors and partial sums of them all."""
@@ -372,7 +423,17 @@ class Bench:
             if not seen or seen[-1] != psum:
                 seen.append(psum)
         fields["initialise"] = int(len(seen) == len(set(seen)) and random.integers(2))
-        return fields
+        # Of what goes on, mostly with the mask it had: sums that meet another mask end up as NaNs.
+        masked = np.array([self.psums[row].flags for row in set(seen)]) == MASKED
+        masks: list[dict[str, int]] = [{}, {"masked": 1}, {"masked": 1, "mask_page": 1}]
+        live = [
+            self.masks.bits[mask.get("mask_page", 0), list(set(seen))] if mask else np.ones_like(masked)
+            for mask in masks
+        ]
+        same = [mask for mask, bits in zip(masks, live, strict=True) if (bits != masked).all()]
+        if fields["initialise"] or not same or random.random() < 0.05:
+            same = masks
+        return fields | same[int(random.integers(len(same)))]
 
 
 async def begin(dut) -> Bench:
@@ -416,8 +477,9 @@ async def forward_and_backward(dut):
             "psum": int(random.integers(config.psum_rows - height * width + 1)), "psum_h": width, "psum_w": 1,
             "dense_r": taps * channels, "dense_s": channels,
         }  # fmt: skip
-        await bench.run(initialise=1, **fields, check=False)
-        await bench.run(initialise=0, **fields | {"lanes": 3, "count_h": 2})
+        for mask in ({}, {"masked": 1, "mask_page": int(random.integers(2))}):
+            await bench.run(initialise=1, **fields | mask, check=False)
+            await bench.run(initialise=0, **fields | mask | {"lanes": 3, "count_h": 2}, write=bool(mask))
 
 
 @cocotb.test()
@@ -449,6 +511,7 @@ async def random_nests(dut):
         if number % 8 == 0:
             bench.density, bench.mixture = (float(bench.random.choice(part)) for part in zip(*mixtures(), strict=True))
             await bench.fill(pages=(number // 8 % 2,))
+            await bench.fill_masks(pages=(number // 8 % 2,))
         await bench.run(**bench.random_command(), check=number % 4 == 3)
     await bench.compare(range(bench.config.psum_rows))
 
@@ -469,21 +532,64 @@ async def back_to_back(dut):
 
 @cocotb.test()
 async def rows_change_every_visit(dut):
-    """Visits of one to three cycles, each with another row of partial sums: loads and stores cost no cycle."""
+    """Visits of one to three cycles, each with another row of partial sums: loads and stores cost no cycle.
+
+    Without a mask, then with one: rows that are masked as a whole take a cycle between others.
+    """
     bench = await begin(dut)
     bench.density, bench.mixture = 1.0, 0.0
     await bench.fill(pages=(0,))
     rows = bench.config.psum_rows
-    for width in (0, 1, 2, 3):
+    for width, masked in product((0, 1, 2, 3), (0, 1)):
+        mask = {"masked": masked, "mask_page": width % 2, "kmask": (1 << width) - 1}
+        await bench.run(initialise=1, **mask, count_n=rows, psum_n=1)
         for initialise in (1, 0):
-            fields = {"kmask": (1 << width) - 1, "initialise": initialise, "count_r": 2, "dense_r": 1}
+            fields = mask | {"initialise": initialise, "count_r": 2, "dense_r": 1}
             await bench.run(**fields, count_w=rows // 2, psum=rows - 1, psum_w=-1, psum_r=-(rows // 2))
             await bench.run(**fields, count_w=8, row_w=1, psum=2, psum_w=1)
         # Two or three rows in turn: what is left is read again at once.
         for turn in (2, 3):
-            fields = {"kmask": (1 << width) - 1, "count_h": 5, "count_w": turn, "psum": 3, "row_h": 1, "dense_r": 2}
+            fields = mask | {"count_h": 5, "count_w": turn, "psum": 3, "row_h": 1, "dense_r": 2}
             await bench.run(**fields, psum_w=2, count_r=1)
             await bench.run(**fields, psum_w=-1, count_r=2)
+
+
+@cocotb.test()
+async def masks(dut):
+    """What a masked lane is given does not show, whatever it is; rows without live lanes have no elements."""
+    bench = await begin(dut)
+    config, random = bench.config, bench.random
+    depth, lanes, beat = config.depth, config.lanes, config.beat
+    bench.density, bench.mixture = 0.7, 1.0
+    await bench.fill(pages=(0,))
+    # Rows 0 to 3: every second lane, the others, none, all. Dense rows are infinite or NaN in the second half of these.
+    even = np.arange(lanes) % 2 == 0
+    for row, bits in enumerate((even, ~even, even & ~even, even | ~even)):
+        for column in range(0, lanes, beat):
+            bench.put_mask(row % 2, 1, row, column, bits[column : column + beat])
+            await bench.edge
+            bench.idle()
+    for row in range(config.dense_rows):
+        for column in range(0, lanes, beat):
+            odd = random.choice([0x7C00, 0xFC00, 0x7E00], beat)
+            values = np.where(even[column : column + beat], random.integers(0x3C00, 0x4000, beat), odd)
+            fields = {"buffer": Buffer.DENSE.value, "cores": 1 << bench.index}
+            bench.dense.beat(0, row, column, False, values, [3] * beat, **fields)
+            await bench.edge
+    bench.idle()
+    mask = {"masked": 1, "mask_page": 1, "kmask": (1 << depth) - 1}
+    for initialise in (1, 0, 0):
+        await bench.run(**mask, initialise=initialise, count_w=4, psum_w=1, row_w=1)
+    assert not any(np.array(bench.psums[0].flags)[even]), "no live sum of row 0 is infinite or NaN"
+    assert set(bench.psums[2].flags) == {MASKED}
+    # Nothing of a row without live lanes is read, so its dense rows may be anywhere.
+    await bench.run(**mask, initialise=1, psum=2, dense=4095)
+    # Lanes beyond those of the command are not counted.
+    for count in (0, 1, lanes - 1, lanes):
+        await bench.run(**mask, lanes=count, count_w=2, psum_w=1)
+    # Without the mask, a masked sum is a NaN from then on.
+    await bench.run(kmask=1, psum=2)
+    assert set(bench.psums[2].flags) == {1}
 
 
 @cocotb.test()

@@ -70,7 +70,8 @@ class Bench:
                 model[f"{unit}_busy"] += bits[f"{unit}_busy"]
             for counter, event in (
                 ("core_busy", "busy"), ("mac16", "mac16"), ("mac8", "mac8"), ("skipped_zero", "zeros"),
-                ("skipped_padding", "padding"), ("visits", "visit"),
+                ("skipped_padding", "padding"), ("visits", "visit"), ("masked_visits", "masked_visit"),
+                ("gated", "gated"),
             ):  # fmt: skip
                 model[counter] += sum(core[event] for core in cores)
             model["read_beats"] += reader["beat"]
@@ -126,8 +127,8 @@ async def _pulse(dut, name: str) -> None:
 async def list_of_counters(dut):
     """The order of docs/architecture.md."""
     names = [
-        "cycles", "commands", "core_busy", "mac16", "mac8", "skipped_zero", "skipped_padding", "visits", "load_busy",
-        "load_dense_busy",
+        "cycles", "commands", "core_busy", "mac16", "mac8", "skipped_zero", "skipped_padding", "visits",
+        "masked_visits", "gated", "load_busy", "load_dense_busy",
         "store_busy", "vector_busy", "drain_busy", "read_beats", "write_beats", "read_wait", "stored_zero",
         "stored_underflow", "stored_fp8", "stored_fp16",
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Testbench of the DRAIN unit: a store of random partial sums, stalls on every stream, and exact integer arithmetic."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import product
 from random import Random
@@ -21,13 +22,15 @@ ROW = data.ArrayLayout(psum_layout(CONFIG.acc_bits), CONFIG.lanes)
 ROW_CARRIES = psum_layout(CONFIG.acc_bits)["carries"].width
 WRITE = vmem_write(CONFIG)
 BEATS = CONFIG.lanes // CONFIG.beat
+MINUS_ZERO = 0x80000000
 
 
 def random_psum(random: Random) -> dict:
-    """A partial sum: of any length, many in the range of FP16, a few with flags."""
+    """A partial sum: of any length, many in the range of FP16, a few with flags, some masked."""
     length = random.choice((random.randrange(1, CONFIG.acc_bits), random.randrange(20, 66)))
     value = random.choice((-1, 1)) * random.getrandbits(length - 1 or 1) if random.random() > 0.05 else 0
-    flags = {name: int(random.random() < 0.01) for name in ("nan", "pinf", "ninf")}
+    masked = random.random() < 0.1
+    flags = {name: int(masked or random.random() < 0.01) for name in ("nan", "pinf", "ninf")}
     return {"acc": value & ((1 << CONFIG.acc_bits) - 1), "carries": random.getrandbits(ROW_CARRIES), **flags}
 
 
@@ -73,14 +76,20 @@ class Model:
             for beat in range(f["lane_beats"]):
                 first = (f["lane_beat"] + beat) * CONFIG.beat
                 results = [
-                    expected(psum, f["shift"], f["scale"], f["fp16"], f["saturate"], CONFIG.acc_bits)
-                    if lane < f["lanes"]
-                    else (0, False)
+                    self.result(psum, f) if lane < f["lanes"] else (0, False)
                     for lane, psum in enumerate(self.sums[f["core"]][row][first : first + CONFIG.beat], start=first)
                 ]
                 out.writes.append(((address + beat) % (1 << 16), [result[0] for result in results]))
                 out.nonfinite += any(result[1] for result in results)
         return out
+
+    @staticmethod
+    def result(psum: dict, f: dict) -> tuple[int, bool]:
+        """What a sum is written as, and whether that is infinite or NaN."""
+        if f["masked"] and psum["nan"] and psum["pinf"] and psum["ninf"]:
+            return MINUS_ZERO, False
+        value, nonfinite = expected(psum, f["shift"], f["scale"], f["fp16"], f["saturate"], CONFIG.acc_bits)
+        return 0 if f["masked"] and value == MINUS_ZERO else value, nonfinite
 
 
 class Testbench:
@@ -195,6 +204,7 @@ def random_command(random: Random) -> Command:
         scale=random.randint(-64, 64) * fp16,
         fp16=fp16,
         saturate=random.getrandbits(1),
+        masked=random.getrandbits(1),
         psum=base,
         **{f"psum_{loop}": stride for loop, stride in zip("nhw", strides, strict=True)},
         vmem=random.getrandbits(16),
@@ -217,6 +227,35 @@ async def random_commands(dut):
     for stall in (0.0, 0.1, 0.5, 0.9):
         bench.source.stall = bench.writes.stall = bench.request_stall = stall
         await bench.run([random_command(random) for _ in range(parameters()["commands"] // 4)])
+
+
+@cocotb.test()
+async def masked(dut):
+    """With `masked`, rows of masked sums, of sums that underflow on both sides and of others: where -0 is written."""
+    model = Model(Random(int(rng(8).integers(1 << 30))))
+    kinds = (
+        {"acc": 0, "carries": 0, "nan": 1, "pinf": 1, "ninf": 1},
+        {"acc": (1 << CONFIG.acc_bits) - 1, "carries": 0, "nan": 0, "pinf": 0, "ninf": 0},  # -2^-48
+        {"acc": 1, "carries": 0, "nan": 0, "pinf": 0, "ninf": 0},
+        {"acc": 0, "carries": 0, "nan": 1, "pinf": 0, "ninf": 0},
+        {"acc": 0, "carries": 0, "nan": 0, "pinf": 1, "ninf": 1},
+        {"acc": 0, "carries": 0, "nan": 0, "pinf": 0, "ninf": 0},
+    )
+    for row, lane in product(range(CONFIG.psum_rows), range(CONFIG.lanes)):
+        model.sums[0][row][lane] = dict(kinds[0 if row == 0 else (row + lane) % len(kinds)])
+    bench = Testbench(dut, model)
+    await bench.begin()
+    written = Counter()
+    for is_masked, fp16, lanes in product((1, 0), (0, 1), (CONFIG.lanes, 1)):
+        command = Command(
+            Opcode.DRAIN, count_n=1, count_h=1, count_w=CONFIG.psum_rows, psum_w=1, vmem_w=BEATS, lane_beats=BEATS,
+            lanes=lanes, fp16=fp16, masked=is_masked, shift=0 if fp16 else -110,
+        )  # fmt: skip
+        outcome = model.run(command)
+        for _, row in outcome.writes:
+            written.update((is_masked, word) for word in row)
+        await bench.run([command])
+    assert written[1, MINUS_ZERO] and written[0, MINUS_ZERO] and written[0, 0x7FC00000], f"{written}"
 
 
 @cocotb.test()

@@ -45,7 +45,11 @@ async def twins(dut):
             dut.command__payload.value = int.from_bytes(_command(bench).encode(), "little")
         bench.idle()
         for dense, writer in ((False, bench.sparse), (True, bench.dense)):
-            if fills and random.random() < 0.5:
+            if fills and random.random() < 0.1:
+                row, column = int(random.integers(config.psum_rows)), int(random.integers(config.lanes // config.beat))
+                mask, mine = bench.masks.random_row()[: config.beat], bool(random.integers(2))
+                bench.put_mask(int(dense), int(random.integers(2)), row, column * config.beat, mask, mine=mine)
+            elif fills and random.random() < 0.5:
                 row, column = int(random.integers(writer.rows)), int(random.integers(writer.columns // config.beat))
                 bench.put(dense, int(random.integers(2)), row, column * config.beat, False)
         dut.psum_request__valid.value = int(bool(reads) and random.random() < 0.4)

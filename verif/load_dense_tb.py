@@ -6,7 +6,7 @@ import cocotb
 
 from lnpu.ctrl.commands import Command, Opcode
 from lnpu.interfaces import Error
-from verif.load_tb import DENSE, SPARSE, VMEM, VMEM_DENSE, Bench
+from verif.load_tb import DENSE, MASK, MASK_DENSE, SPARSE, VMEM, VMEM_DENSE, Bench
 
 
 @cocotb.test()
@@ -14,8 +14,8 @@ async def random_walks(dut):
     """Random walks, destinations outside the buffer among them, with stalls and latencies."""
     bench = await Bench(dut, 1200).start()
     for number in range(100):
-        target = DENSE if number % 2 else VMEM_DENSE
-        tensor, fields = bench.random_walk(in_range=number % 3 > 0, target=target)
+        target = (DENSE, VMEM_DENSE, MASK_DENSE)[number % 3]
+        tensor, fields = bench.random_walk(in_range=number % 5 > 1, target=target)
         bench.memory.stall = bench.random.choice([0, 0, 0.3, 0.7])
         bench.memory.latency = int(bench.random.choice([1, 5, 40]))
         await bench.load(tensor, fields, f"walk {number}")
@@ -28,7 +28,7 @@ async def refused(dut):
     for number in range(20):
         for command in (Command(Opcode.LOAD_RAW, address=4096, line_count=1, line_rows=1), None, None, None):
             if command is None:
-                tensor, fields = bench.random_walk(target=int(bench.random.choice([SPARSE, VMEM])))
+                tensor, fields = bench.random_walk(target=int(bench.random.choice([SPARSE, VMEM, MASK])))
                 fields = {"slots": tensor.slots, "table": tensor.table, "log2_run": tensor.log2_run} | fields
                 command = Command(Opcode.LOAD, **fields)
             await bench.run(command)
@@ -50,7 +50,7 @@ async def back_to_back(dut):
                 commands.append(Command(Opcode.LOAD_RAW, address=4096, line_count=1, line_rows=1))
                 errors[Error.FIELD] += 1
                 continue
-            tensor, fields = bench.random_walk(target=int(bench.random.choice([DENSE, VMEM_DENSE])))
+            tensor, fields = bench.random_walk(target=int(bench.random.choice([DENSE, VMEM_DENSE, MASK_DENSE])))
             fields = {"slots": tensor.slots, "table": tensor.table, "log2_run": tensor.log2_run} | fields
             commands.append(Command(Opcode.LOAD, **fields))
             parts = bench.expect(fields, tensor)

@@ -10,14 +10,22 @@ from cocotb.utils import get_sim_time
 
 from lnpu.config import TINY
 from lnpu.ctrl.commands import LAYOUTS, Command, Opcode, Target
-from lnpu.interfaces import Error, buffer_write, memory_read_signature, vmem_write
+from lnpu.interfaces import Buffer, Error, buffer_write, memory_read_signature, vmem_write
 from lnpu.mem.load import RAW_ROWS, load_events
 from verif.agents import Sink, Source, pack, start, unpack
-from verif.decoder_tb import FP8, FP8_TO_FP16, PADDING, ZERO, decode_block, encode_block, random_elements
+from verif.decoder_tb import FP8, FP8_TO_FP16, FP16, PADDING, ZERO, decode_block, encode_block, random_elements
 from verif.runner import parameters, rng
 
 CLOCK = 10  # ns
-SPARSE, DENSE, VMEM, VMEM_DENSE = (target.value for target in Target)
+SPARSE, DENSE, VMEM, VMEM_DENSE, MASK, MASK_DENSE = (target.value for target in Target)
+
+
+BUFFERS = {SPARSE: Buffer.SPARSE, DENSE: Buffer.DENSE, MASK: Buffer.MASK, MASK_DENSE: Buffer.MASK}
+
+
+def positive(pattern: int, code: int) -> int:
+    """Whether an element is above zero."""
+    return int(code not in (ZERO, PADDING) and bool(np.uint16(pattern).view(np.float16) > 0))
 
 
 def single(pattern: int, scale: int) -> int:
@@ -265,9 +273,7 @@ class Bench:
         log2, beat, word = f["log2_block_pixels"], self.beat, self.memory.word
         writes, rows, bits, errors, fetches, words = [], [], 0, Counter(), [], []
         current, last_word, decoded = None, None, {}
-        rows_limit, columns_limit = (
-            (self.config.dense_rows, self.lanes) if f["target"] == DENSE else (self.config.rows, self.config.depth)
-        )
+        rows_limit, columns_limit = self.size(f["target"])
         for n in range(f["n_count"]):
             for i in range(f["i_count"]):
                 for j in range(f["j_count"]):
@@ -312,15 +318,25 @@ class Bench:
                         if f["transpose"]:
                             row, column = column, row
                         if 0 <= row < rows_limit and 0 <= column < columns_limit:
+                            mask = sum(positive(*element) << e for e, element in enumerate(some))
                             writes.append({
-                                "valid": 1, "cores": f["cores"], "dense": f["target"] == DENSE, "page": f["page"],
-                                "transpose": f["transpose"], "row": row, "column": column,
+                                "valid": 1, "cores": f["cores"], "buffer": BUFFERS[f["target"]].value,
+                                "page": f["page"], "transpose": f["transpose"], "row": row, "column": column,
                                 "beat": {"data": [value for value, _ in some], "code": [code for _, code in some]},
+                                "mask": mask if f["target"] & MASK else 0,
                             })  # fmt: skip
                         else:
                             errors[Error.RANGE] += 1
         table = [(address, 1, f["kind"]) for address in words]
         return writes, rows, bits, errors, fetches, table
+
+    def size(self, target: int) -> tuple[int, int]:
+        """Rows and columns of the buffer of a target; columns of the vector memory do not count."""
+        config = self.config
+        return {
+            SPARSE: (config.rows, config.depth), DENSE: (config.dense_rows, self.lanes),
+            MASK: (config.psum_rows, self.lanes), MASK_DENSE: (config.psum_rows, self.lanes),
+        }.get(target, (config.vmem_rows, 0))  # fmt: skip
 
     def expect_raw(self, fields: dict):
         """The same of a valid LOAD_RAW."""
@@ -418,13 +434,13 @@ class Bench:
         channel = below(part) if random.random() < 0.4 else 0
         beats = 1 + below(part - channel) if random.random() < 0.5 else part - channel
         counts = [1 + below(3), 1 + below(5), 1 + below(7)]
-        target = below(4) if target is None else target
+        target = below(len(Target)) if target is None else target
         f = {
             "kind": below(8), "n_count": counts[0], "i_count": counts[1], "j_count": counts[2],
             "line": below(6) - 3, "line_n": below(8), "line_i": below(3), "pixel": below(9) - 4, "pixel_j": below(4),
             "line_blocks": 1 + below(6), "log2_block_pixels": log2, "target": target, "page": below(2),
-            "transpose": below(2), "cores": 1 + below((1 << self.config.cores) - 1), "scale": below(129) - 64,
-            "fill": below(1 << 16), "channel": channel, "channel_beats": beats,
+            "transpose": 0 if target & MASK else below(2), "cores": 1 + below((1 << self.config.cores) - 1),
+            "scale": below(129) - 64, "fill": below(1 << 16), "channel": channel, "channel_beats": beats,
         }  # fmt: skip
         for axis, count in (("i", counts[1]), ("j", counts[2])):
             first, end = sorted((below(count + 1), below(count + 1)))
@@ -434,10 +450,7 @@ class Bench:
         if in_range or random.random() < 0.7:  # no negative line or pixel where it is read
             f["line"] = max(f["line"], -f["i_first"] * f["line_i"])
             f["pixel"] = max(f["pixel"], -f["j_first"] * f["pixel_j"])
-        high, width = {
-            SPARSE: (self.config.rows, self.config.depth), DENSE: (self.config.dense_rows, self.lanes),
-            VMEM: (self.config.vmem_rows, 0), VMEM_DENSE: (self.config.vmem_rows, 0),
-        }[target]  # fmt: skip
+        high, width = self.size(target)
         if target & VMEM:
             f["element"] = below(1 << 12)
             high -= beats
@@ -506,6 +519,31 @@ async def random_walks(dut):
 
 
 @cocotb.test()
+async def masks(dut):
+    """Infinities, NaNs, subnormals and zeros of both signs, and padding: which of them a mask takes as above zero."""
+    bench = await Bench(dut, 250).start()
+    words = (0x7C00, 0x7C01, 0x7E00, 0x7FFF, 0x0001, 0x03FF, 0x0400, 0x3C00, 0x7BFF)
+    special = [(FP16, word | sign) for word in words for sign in (0, 0x8000)]
+    special += [(FP8, 0x38), (FP8, 0xB8), (ZERO, 0)]
+    blocks = bench.config.lanes // bench.beat
+    for number in range(12):
+        tensor = Tensor(bench, 2, log2_run=0)
+        raws = {}
+        for block in range(2):
+            chosen = bench.random.permutation(np.tile(np.arange(len(special)), 4))[:64]
+            raws[block] = encode_block([special[k] for k in chosen])
+        tensor.lay(raws, {block: len(raw) for block, raw in raws.items()})
+        beats = min(bench.parts, blocks)
+        fields = {
+            "n_count": 1, "i_count": 1, "j_count": 4, "i_end": 1, "j_first": 1, "j_end": 3, "pixel": -1, "pixel_j": 1,
+            "line_blocks": 2, "channel_beats": beats, "target": MASK, "page": number % 2, "cores": 1,
+            "dest": number, "dest_j": 1, "element": bench.beat * int(bench.random.integers(blocks - beats + 1)),
+        }  # fmt: skip
+        await bench.load(tensor, fields, f"mask {number}")
+        assert len(bench.writes) == 4 * beats
+
+
+@cocotb.test()
 async def out_of_range(dut):
     """Destinations outside buffers and pixels outside the tensor: RANGE, and everything else as it should be."""
     bench = await Bench(dut, 300).start()
@@ -518,8 +556,9 @@ async def out_of_range(dut):
     assert seen > 20
     # The first and the last place of each buffer, and those next to it.
     config = bench.config
-    for target, rows, columns in ((SPARSE, config.rows, config.depth), (DENSE, config.dense_rows, config.lanes)):
-        for transpose in (0, 1):
+    for target in (SPARSE, DENSE, MASK):
+        rows, columns = bench.size(target)
+        for transpose in (0,) if target == MASK else (0, 1):
             run, fixed = (rows, columns) if transpose else (columns, rows)
             for dest in (0, fixed - 1, fixed, 65535):
                 for element in (0, run - bench.beat, run, 4096 - bench.beat):
@@ -644,9 +683,10 @@ async def malformed_commands(dut):
         {"i_end": good["i_count"] + 1}, {"i_first": 3, "i_end": 2}, {"j_end": good["j_count"] + 1}, {"j_first": 4095},
         *({"slots": tensor.slots + (1 << k)} for k in range(5)),
         *({"table": tensor.table + (1 << k)} for k in range(5)),
-        {"cores": 0}, {"target": DENSE, "cores": 0},
+        {"cores": 0}, {"target": DENSE, "cores": 0}, {"target": MASK, "cores": 0},
         *({"element": 1 << k} for k in range(part_bits) if 1 << k < bench.beat),
-        {"target": DENSE, "element": bench.beat - 1},
+        {"target": DENSE, "element": bench.beat - 1}, {"target": MASK, "element": 1},
+        {"target": MASK, "transpose": 1}, {"target": MASK_DENSE, "transpose": 1}, {"target": 6}, {"target": 7},
     ]  # fmt: skip
     if config.cores < 16:
         bad += [{"cores": 1 << config.cores}, {"cores": 0x8001}]
@@ -655,6 +695,7 @@ async def malformed_commands(dut):
     fine = [
         {}, {"i_first": 1, "i_end": 1}, {"j_first": good["j_count"], "j_end": good["j_count"]},
         shared | {"channel": parts // 2 - 1}, {"log2_block_pixels": part_bits, "channel_beats": 1}, {"scale": 64},
+        {"target": MASK, "channel_beats": 1},
         {"target": VMEM, "scale": -64, "cores": 0, "element": 1}, {"target": VMEM_DENSE, "scale": 64, "cores": 0xFFFF},
     ]  # fmt: skip
     for fields in fine:

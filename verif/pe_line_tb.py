@@ -1,4 +1,4 @@
-"""Testbench of `PeLine`: every PE has its own dense operands and sum, and shares the rest."""
+"""Testbench of `PeLine`: every PE has its own dense operands, sum and gate, and shares the rest."""
 
 import cocotb
 from cocotb.triggers import RisingEdge
@@ -11,11 +11,11 @@ from verif.runner import parameters, rng
 
 @cocotb.test()
 async def lanes(dut):
-    """Random pairs, single products, loads and idle cycles on all lanes at once."""
+    """Random pairs, single products, loads and idle cycles on all lanes at once, those that are not live among them."""
     count, acc_bits = parameters()["lanes"], parameters()["acc_bits"]
     width = psum_layout(acc_bits).size
     random = rng()
-    for name in ("enable", "pair", "a", "b", "load", "psum_i"):
+    for name in ("enable", "pair", "a", "b", "live", "load", "psum_i"):
         getattr(dut, name).value = 0
     await start(dut)
     edge = RisingEdge(dut.clk)
@@ -28,16 +28,18 @@ async def lanes(dut):
         enable = int(random.integers(4))
         a = [int(random.choice(FP8)) if pair else random_fp16(random) & 0xFBFF for _ in range(2)]
         b = [[random_fp16(random) & 0xFBFF for _ in range(count)] for _ in range(2)]
+        live = random.random(count) < random.choice([0, 0.5, 1])
         starts = [random_start(random, acc_bits) for _ in range(count)]
         dut.psum_i.value = following
         dut.load.value, dut.pair.value, dut.enable.value = int(load), int(pair), enable
         dut.a.value = a[0] | a[1] << 16
+        dut.live.value = sum(int(bit) << n for n, bit in enumerate(live))
         dut.b.value = sum(b[i][n] << 16 * (i * count + n) for i in range(2) for n in range(count))
         following = sum(psum.pack(acc_bits) << width * n for n, psum in enumerate(starts))
         if load:
             psums = starts
         used = [i for i in range(2 if pair else 1) if enable >> i & 1]
-        psums = [psum.plus_many([(a[i], b[i][n]) for i in used]) for n, psum in enumerate(psums)]
+        psums = [psum.plus_many([(a[i], b[i][n]) for i in used if live[n]]) for n, psum in enumerate(psums)]
         expected.append(psums)
         await edge
         want = expected.pop(0)

@@ -21,6 +21,7 @@ ROW_BYTES = 4 * BEAT
 ROUNDS = parameters()["rounds"]  # random commands of each operation in a test
 ADDRESSES = 1 << 16
 NAN32 = 0x7FC00000
+MINUS_ZERO = 0x80000000
 
 READS_B = set(VectorOp) - {VectorOp.COPY, VectorOp.SQRT, VectorOp.SUM_OUT}
 READS_C = {VectorOp.MULADD, VectorOp.KEEP_EQUAL}
@@ -72,8 +73,8 @@ def compute(op: VectorOp, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.nda
             case VectorOp.MAX | VectorOp.MIN:
                 chosen = np.where(x > y if op == VectorOp.MAX else x < y, a, b)
                 return np.where(is_nan(a) | is_nan(b), np.uint32(NAN32), chosen)
-            case VectorOp.ADD:
-                result = x + y
+            case VectorOp.ADD | VectorOp.ADD_UNMASKED:
+                result = np.where(a == MINUS_ZERO, np.float32(0), x + y) if op == VectorOp.ADD_UNMASKED else x + y
             case VectorOp.SUB:
                 result = x - y
             case VectorOp.MUL:

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
 from lnpu.core.dense_buffer import DenseBuffer
+from lnpu.core.mask_store import MaskStore
 from lnpu.core.psum_store import PsumStore
 from lnpu.core.sparse_buffer import SparseBuffer
 from lnpu.core.zero_skip import ZeroSkip, visit_layout
@@ -13,7 +14,7 @@ from lnpu.ctrl.commands import Opcode, layout_of
 from lnpu.ctrl.counters import core_events_layout
 from lnpu.formats import psum_layout
 from lnpu.hdl import Block, place
-from lnpu.interfaces import Error, buffer_write, command_stream
+from lnpu.interfaces import Buffer, Error, buffer_write, command_stream
 from lnpu.pe.pe_line import PeLine
 from lnpu.vector.skid_buffer import SkidBuffer
 
@@ -95,6 +96,12 @@ class VisitWalk(Block):
 class Core(Block):
     """Executes MULTIPLY commands on its sparse and dense buffers; the results are in its partial-sum store.
 
+    With `masked`, a command computes only the partial sums whose bit in the mask store (page `mask_page`, row and lane
+    of the sum) is set. The others' lanes are at rest, and their sums are written as *masked*: `nan`, `pinf` and `ninf`
+    all set, `acc` and `carries` 0. No other sum is written with all three: one with `nan` has neither of the others,
+    which means the same. Visits of a row without a set bit have no elements. All the commands that add to a row from
+    its `initialise` to its DRAIN must use the same mask.
+
     Parameters
     ----------
     config : ChipConfig
@@ -115,8 +122,8 @@ class Core(Block):
         For one cycle, while busy: FIELD for a command that is dropped because a count is zero, RANGE (once a command)
         if visits were skipped because an address was outside its buffer. NONE otherwise.
     fill_sparse, fill_dense : In(buffer_write(config))
-        Beats of the sparse and of the dense buffer, taken in every cycle. Must not change what the running command
-        reads.
+        Beats of the sparse and of the dense buffer, and of the mask store from both, taken in every cycle. Must not
+        change what the running command reads; the two must not write one page of the mask store in the same cycle.
     psum_request : In(stream.Signature(12))
         Number of a row of partial sums to read. Ready unless a row of partial sums is being loaded for the PEs.
     psum_hold : In(1)
@@ -124,14 +131,16 @@ class Core(Block):
     psum : Out(ArrayLayout(psum_layout(acc_bits), lanes))
         The row of the last handshake on `psum_request`, from the cycle after it for at least as long as `psum_hold`.
     events : Out(core_events_layout())
-        `busy`; at the start of a visit `visit` with the numbers of `zeros` and of `padding` in its window; `mac16` and
-        `mac8`, products of the elements issued in this cycle: elements times the command's `lanes`.
+        `busy`; at the start of a visit `visit` with the numbers of `zeros` and of `padding` in its window, and
+        `masked_visit`; `mac16` and `mac8`, products of the elements issued in this cycle: elements times the command's
+        `lanes`; `gated`: how many of those (of two cycles before) have a masked sum.
 
     Notes
     -----
-    A visit takes max(1, n16 + max(n8 even, n8 odd)) cycles and the next follows without a gap, another row of partial
-    sums included. One cycle is lost where a row that must be loaded was left only two visits before and the visit
-    between took a single cycle. A command takes 8 cycles more than its visits, and one more if it finds the core idle.
+    A visit takes max(1, n16 + max(n8 even, n8 odd)) cycles, one if its row is masked as a whole, and the next follows
+    without a gap, another row of partial sums included. One cycle is lost where a row that must be loaded was left only
+    two visits before and the visit between took a single cycle. A command takes 8 cycles more than its visits, and one
+    more if it finds the core idle.
 
     A visit whose `shift` is not in 0 .. depth - 1 has an empty window.
     """
@@ -163,19 +172,27 @@ class Core(Block):
 
         sparse = place(m, "sparse", SparseBuffer(config=config))
         dense = place(m, "dense", DenseBuffer(config=config))
+        mask = place(m, "mask", MaskStore(config=config))
         store = place(m, "store", PsumStore(config=config))
         line = place(m, "line", PeLine(lanes=config.lanes, acc_bits=config.acc_bits))
         walk = place(m, "walk", VisitWalk())
         skip = place(m, "skip", ZeroSkip(config=config))
 
-        for buffer, write, is_dense in ((sparse, self.fill_sparse, 0), (dense, self.fill_dense, 1)):
-            mine = write.valid & (write.cores >> self.index)[0] & (write.dense == is_dense)
-            m.d.comb += [buffer.write.eq(write), buffer.write.valid.eq(mine)]
+        fills = ((self.fill_sparse, sparse.write, Buffer.SPARSE), (self.fill_dense, dense.write, Buffer.DENSE))
+        for i, (fill, write, buffer) in enumerate(fills):
+            mine = fill.valid & (fill.cores >> self.index)[0]
+            m.d.comb += [
+                write.eq(fill),
+                write.valid.eq(mine & (fill.buffer == buffer)),
+                mask.write[i].eq(fill),
+                mask.write[i].valid.eq(mine & (fill.buffer == Buffer.MASK)),
+            ]
 
         command = Signal(_COMMAND, reset_less=True)
         m.d.comb += walk.command.eq(command)
 
-        # Stage W: the walk's visit. Its row's codes are read; its window is shifted into place.
+        # Stage W: the walk's visit. Its row's codes are read, and whether its sums are masked; its window is shifted
+        # into place.
         look = Signal()  # the visit moves to stage L
         look_valid = Signal()
         look_done = Signal()
@@ -190,6 +207,9 @@ class Core(Block):
             sparse.codes_enable.eq(look & addresses_ok),
             sparse.codes_page.eq(command.sparse_page),
             sparse.codes_row.eq(visit.row),
+            mask.any_enable.eq(look & addresses_ok & command.masked),
+            mask.any_page.eq(command.mask_page),
+            mask.any_row.eq(visit.psum),
         ]
         window = Signal(depth, reset_less=True)
         look_ok = Signal(reset_less=True)
@@ -216,10 +236,12 @@ class Core(Block):
         nonzero, fp8 = Signal(depth), Signal(depth)
         zeros, padding = Signal(depth), Signal(depth)
         outside = Signal(depth)
+        row_masked = Signal()
+        m.d.comb += row_masked.eq(command.masked & ~mask.any)
         for k in range(depth):
             high, low = sparse.codes[k][1], sparse.codes[k][0]
             m.d.comb += [
-                nonzero[k].eq(window[k] & high),
+                nonzero[k].eq(window[k] & high & ~row_masked),
                 fp8[k].eq(~low),
                 zeros[k].eq(window[k] & ~high & ~low),
                 padding[k].eq(window[k] & ~high & low),
@@ -250,6 +272,7 @@ class Core(Block):
         ]
         m.d.sync += [
             self.events.visit.eq(look_done & ~look_error),
+            self.events.masked_visit.eq(look_done & ~look_error & row_masked),
             self.events.zeros.eq(Mux(look_done & ~look_error, _count(zeros), 0)),
             self.events.padding.eq(Mux(look_done & ~look_error, _count(padding), 0)),
         ]
@@ -312,7 +335,8 @@ class Core(Block):
             a.all.eq(z.all),
         ]
 
-        # Stage A: both buffers are read. An FP16 element has its dense row on port 0, whatever its k.
+        # Stage A: both buffers are read, and the mask of a row of partial sums that begins. An FP16 element has its
+        # dense row on port 0, whatever its k.
         odd16 = Signal()
         m.d.comb += [
             odd16.eq(a_fp16 & a_enable[1]),
@@ -324,6 +348,9 @@ class Core(Block):
             dense.page.eq(command.dense_page),
             dense.row[0].eq(a_base + Mux(odd16, a_k[1], a_k[0])),
             dense.row[1].eq(a_base + a_k[1]),
+            mask.live_enable.eq(a.load & command.masked),
+            mask.live_page.eq(command.mask_page),
+            mask.live_row.eq(a.psum),
             self.events.mac16.eq(Mux(a_fp16 & a_enable.any(), command.lanes, 0)),
             self.events.mac8.eq(
                 Mux(a_fp16, 0, Mux(a_enable[0], command.lanes, 0) + Mux(a_enable[1], command.lanes, 0))
@@ -334,9 +361,17 @@ class Core(Block):
         d_odd16 = Signal(reset_less=True)
         m.d.sync += [d_enable.eq(dense.enable), d_pair.eq(~a_fp16), d_odd16.eq(odd16), d.all.eq(a.all)]
 
-        # Stage D: the operands are at the PEs' inputs; the partial sums to start from are read.
+        # Stage D: the operands are at the PEs' inputs; the partial sums to start from are read. `live` is the mask of
+        # the row in the PEs: for an item that replaces it, in the item's stage A for the last time.
         grant = Signal()
+        lanes = config.lanes
+        live = Signal(lanes)
+        left_live = [Signal(lanes, name=f"{stage}_left_live", reset_less=True) for stage in "de"]
+        gated = Signal(lanes)
         m.d.comb += [
+            live.eq(Mux(command.masked, mask.live, -1)),
+            gated.eq(~live & Cat(n < command.lanes for n in range(lanes))),
+            line.live.eq(live),
             line.enable.eq(d_enable),
             line.pair.eq(d_pair),
             line.a[0].eq(Mux(d_odd16, sparse.element[1], sparse.element[0])),
@@ -349,7 +384,11 @@ class Core(Block):
             store.read_row.eq(Mux(d.read, d.psum, self.psum_request.payload)),
             self.psum.eq(store.read),
         ]
-        m.d.sync += e.all.eq(d.all)
+        m.d.sync += [
+            e.all.eq(d.all),
+            Cat(left_live).eq(Cat(live, left_live[0])),
+            self.events.gated.eq(Mux(d_enable.any(), _count(gated) << d_enable.all(), 0)),
+        ]
 
         # Stage E: the PEs take those sums, and show for the last time the ones before.
         m.d.comb += [
@@ -358,6 +397,15 @@ class Core(Block):
             store.write_row.eq(e.left),
             store.write.eq(line.psum_o),
         ]
+        for n in range(lanes):
+            masked, psum_o, written = ~left_live[1][n], line.psum_o[n], store.write[n]
+            m.d.comb += [
+                written.nan.eq(psum_o.nan | masked),
+                written.pinf.eq((psum_o.pinf & ~psum_o.nan) | masked),
+                written.ninf.eq((psum_o.ninf & ~psum_o.nan) | masked),
+            ]
+            with m.If(masked):
+                m.d.comb += [written.acc.eq(0), written.carries.eq(0)]
 
         range_error = Signal()  # once a command
         range_seen = Signal()

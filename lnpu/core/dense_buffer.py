@@ -27,7 +27,7 @@ class DenseBuffer(Block):
     Members
     -------
     write : In(buffer_write(config))
-        Every valid beat is written: `dense` and `cores` are the core's business.
+        Every valid beat is written: `buffer` and `cores` are the core's business.
     enable : In(2); page : In(1); row : In(ArrayLayout(range(dense_rows), 2))
         Reads the rows; the parities of two rows read in a cycle differ.
     value : Out(ArrayLayout(ArrayLayout(16, lanes), 2))

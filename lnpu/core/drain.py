@@ -16,6 +16,7 @@ __all__ = ["Drain"]
 
 _COMMAND = layout_of(Opcode.DRAIN)
 _LOOPS = "nhw"
+_MINUS_ZERO = 1 << 31
 _PSUM_ADDRESS = signed(24)  # holds base + 3 * 1023 * stride exactly
 
 
@@ -26,6 +27,9 @@ class Drain(Block):
     `lane_beat` to `lane_beat + lane_beats - 1` to consecutive vector memory rows from `vmem` + strides (modulo 2^16;
     the vector memory checks the range). A beat a cycle while `write` is ready and `psum_request` answers at once: the
     next row is asked for in the cycle that takes the last beat of the one before.
+
+    With `masked`, a sum that is masked (its `nan`, `pinf` and `ninf` are all set, see `lnpu.core.core`) is written as
+    -0, and a sum that rounds to -0 as +0, so that -0 says just that. Without, a masked sum is a NaN like others.
 
     Parameters
     ----------
@@ -49,7 +53,7 @@ class Drain(Block):
         The row of the last handshake on `psum_request`, from the cycle after it for as long as `psum_hold`.
     write : Out(stream.Signature(vmem_write(config)))
     nonfinite : Out(1)
-        For one cycle, while busy: a result is infinite or NaN.
+        For one cycle, while busy: a result is infinite or NaN (a masked sum is not).
     """
 
     def __init__(self, *, config: ChipConfig) -> None:
@@ -173,17 +177,24 @@ class Drain(Block):
             ]
         results = Signal(vmem_row(config))
         nonfinite = Signal(config.beat)
+        masked = [Signal(config.beat, name=f"masked_{i}", reset_less=True) for i in range(AccumulatorRound.LATENCY)]
+        masked_now = Signal(config.beat)
+        with m.If(enable):
+            m.d.sync += Cat(masked).eq(Cat(masked_now, masked[:-1]))
         for i in range(config.beat):
             rounder = place(m, f"round_{i}", AccumulatorRound(config.acc_bits))
+            is_masked, rounded = masked[-1][i], rounder.o
+            minus_zero = rounded[31] & ~rounded[:31].any()
             m.d.comb += [
                 rounder.enable.eq(enable),
                 Value.cast(rounder.psum).eq(selected[i * psum_bits : (i + 1) * psum_bits]),
+                masked_now[i].eq(command.masked & rounder.psum.nan & rounder.psum.pinf & rounder.psum.ninf),
                 rounder.shift.eq(command.shift),
                 rounder.scale.eq(command.scale),
                 rounder.fp16.eq(command.fp16),
                 rounder.saturate.eq(command.saturate),
-                results[i].eq(rounder.o),
-                nonfinite[i].eq(rounder.nonfinite),
+                results[i].eq(Mux(is_masked, _MINUS_ZERO, Mux(command.masked & minus_zero, 0, rounded))),
+                nonfinite[i].eq(rounder.nonfinite & ~is_masked),
             ]
         written = Signal(vmem_write(config))
         m.d.comb += [

@@ -26,7 +26,7 @@ class SparseBuffer(Block):
     Members
     -------
     write : In(buffer_write(config))
-        Every valid beat is written: `dense` and `cores` are the core's business.
+        Every valid beat is written: `buffer` and `cores` are the core's business.
     codes_enable : In(1); codes_page : In(1); codes_row : In(range(rows))
     codes : Out(ArrayLayout(2, depth))
         From the cycle after `codes_enable` until the next one.

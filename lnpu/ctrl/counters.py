@@ -38,6 +38,8 @@ COUNTERS: dict[str, str] = {
     "skipped_zero": "Zeros skipped in walked masks",
     "skipped_padding": "Padding skipped in walked masks",
     "visits": "Visits of the cores",
+    "masked_visits": "Visits of rows of partial sums that are masked as a whole",
+    "gated": "Products, counted in mac16 and mac8, whose partial sum is masked: they are not computed",
     "load_busy": "Cycles in which the LOAD unit of sparse buffers and vector memory was busy",
     "load_dense_busy": "Cycles in which the LOAD unit of dense buffers was busy",
     "store_busy": "Cycles in which the STORE unit was busy",
@@ -67,9 +69,12 @@ def core_events_layout() -> data.StructLayout:
 
     `busy`: the core is busy. `visit`: a visit was walked. `mac16`, `mac8`: products, that is elements issued times
     the command's `lanes` (FP8 elements go in pairs). `zeros`, `padding`: elements of those codes in the mask of a
-    visit.
+    visit. `masked_visit`: the visit is of a row that is masked as a whole. `gated`: elements issued times masked lanes
+    among the command's first `lanes`.
     """
-    return data.StructLayout({"busy": 1, "visit": 1, "mac16": 8, "mac8": 9, "zeros": 8, "padding": 8})
+    return data.StructLayout({
+        "busy": 1, "visit": 1, "mac16": 8, "mac8": 9, "zeros": 8, "padding": 8, "masked_visit": 1, "gated": 9,
+    })  # fmt: skip
 
 
 def load_events_layout() -> data.StructLayout:
@@ -209,6 +214,8 @@ class Counters(Block):
                 "skipped_zero": cores["zeros"],
                 "skipped_padding": cores["padding"],
                 "visits": cores["visit"],
+                "masked_visits": cores["masked_visit"],
+                "gated": cores["gated"],
                 **{
                     f"{unit}_busy": registered(getattr(self, f"{unit}_busy"), f"{unit}_is_busy")
                     for unit in ("load", "load_dense", "store", "vector", "drain")

@@ -5,12 +5,12 @@ from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import BLOCK, ChipConfig
-from lnpu.ctrl.commands import LAYOUTS, Opcode, Target
+from lnpu.ctrl.commands import LAYOUTS, Opcode
 from lnpu.fgmp.decoder import Decoder
-from lnpu.formats import MAX_LENGTH, MAX_LOG2_RUN, SLOT_BYTES, Code
+from lnpu.formats import F16_INF, MAX_LENGTH, MAX_LOG2_RUN, SLOT_BYTES, Code
 from lnpu.fp.half import HalfToSingle
 from lnpu.hdl import Block, place
-from lnpu.interfaces import Error, buffer_write, command_stream, memory_read_signature, vmem_write
+from lnpu.interfaces import Buffer, Error, buffer_write, command_stream, memory_read_signature, vmem_write
 from lnpu.mem.aligner import Aligner, aligned_block
 from lnpu.mem.fifo import RegisterFifo
 
@@ -212,7 +212,8 @@ class LoadUnit(Block):
     pixel with i outside [i_first, i_end) or j outside [j_first, j_end) is padding and not read: its beats have code
     PADDING and value 0, in the vector memory the value of `fill`. Another one is at beats `(pixel mod 2^log2) * (64 >>
     log2) / beat + channel` and on of its block. Real pixels that follow each other (whatever padding is between them)
-    share one fetch of a block as long as they come in increasing position.
+    share one fetch of a block as long as they come in increasing position. A mask has a bit an element: whether it is
+    above zero; padding and NaNs are not.
 
     Errors, each a pulse:
 
@@ -220,8 +221,9 @@ class LoadUnit(Block):
       `line_blocks` that is 0; channel_beats of 0 or channel + channel_beats beyond the pixel's part of a block; a part
       smaller than a beat; runs of more than 16 blocks or more than an AXI word has bytes; |scale| > 64
       (whatever the target); i_end > i_count, i_first > i_end or the same of j; `slots` or `table` not a multiple of 32;
-      for the cores' buffers: no core, one that there is not, `element` not a multiple of `beat`. LOAD_RAW: a count of
-      0, `address` or `pitch` not a multiple of the AXI width. Both: an address beyond `address_bits`.
+      for the cores' buffers and masks: no core, one that there is not, `element` not a multiple of `beat`; a mask
+      transposed; a target that there is not. LOAD_RAW: a count of 0, `address` or `pitch` not a multiple of the AXI
+      width. Both: an address beyond `address_bits`.
     - RANGE: a beat whose destination is outside its buffer, which is dropped; a pixel that is not padding but whose
       line or number is negative, which is treated as padding.
     - DECODE: a malformed block, or one with a length of 0 or more than 145 in the table, which is not read. It counts
@@ -246,7 +248,7 @@ class LoadUnit(Block):
     ----------
     config : ChipConfig
     dense : bool
-        The unit of targets DENSE and VMEM_DENSE alone: others and LOAD_RAW are FIELD.
+        The unit of targets DENSE, VMEM_DENSE and MASK_DENSE alone: others and LOAD_RAW are FIELD.
 
     Members
     -------
@@ -465,6 +467,7 @@ class LoadUnit(Block):
             load.table[:5].any() | self._beyond(load.table),
             cores & ((load.cores == 0) | load.cores[config.cores :].any()),
             cores & load.element[: config.beat.bit_length() - 1].any(),
+            load.target[2] & (load.target[1] | load.transpose),
         ]
         if self.dense:
             wrong.append(~load.target[0])
@@ -725,30 +728,35 @@ class LoadUnit(Block):
                         elements.code[element].eq(Code.PADDING),
                     ]
 
-        # Sparse and dense buffers
+        # Buffers and masks of the cores
         high, low = Signal(signed(ROW_BITS + 1), name="high"), Signal(signed(ROW_BITS + 1), name="low")
-        dense, inside = Signal(), Signal(name="high_low_inside")
+        to_mask, inside = Signal(), Signal(name="high_low_inside")
+        buffer, high_end, low_end = Signal(Buffer), Signal(12), Signal(8)
         m.d.comb += [
-            dense.eq(1 if self.dense else load.target == Target.DENSE),
+            to_mask.eq(load.target[2]),
             high.eq(Mux(load.transpose, run, row)),
             low.eq(Mux(load.transpose, row, run)),
-            inside.eq(
-                (high >= 0) & (high < Mux(dense, config.dense_rows, config.rows))
-                & (low >= 0) & (low < Mux(dense, config.lanes, config.depth))
-            ),
-        ]  # fmt: skip
+            inside.eq((high >= 0) & (high < high_end) & (low >= 0) & (low < low_end)),
+        ]
+        with m.If(to_mask):
+            m.d.comb += [buffer.eq(Buffer.MASK), high_end.eq(config.psum_rows), low_end.eq(config.lanes)]
+        with m.Elif(1 if self.dense else load.target[0]):
+            m.d.comb += [buffer.eq(Buffer.DENSE), high_end.eq(config.dense_rows), low_end.eq(config.lanes)]
+        with m.Else():
+            m.d.comb += [buffer.eq(Buffer.SPARSE), high_end.eq(config.rows), low_end.eq(config.depth)]
         with m.If(out_valid & ~to_vmem & ~inside):
             m.d.comb += range_error.eq(1)
         m.d.sync += self.write.valid.eq(out_valid & ~to_vmem & inside)
         with m.If(out_valid & ~to_vmem):
             m.d.sync += [
                 self.write.cores.eq(load.cores[: config.cores]),
-                self.write.dense.eq(dense),
+                self.write.buffer.eq(buffer),
                 self.write.page.eq(load.page),
                 self.write.transpose.eq(load.transpose),
                 self.write.row.eq(high[:12]),
                 self.write.column.eq(low[:8]),
                 self.write.beat.eq(elements),
+                self.write.mask.eq(Mux(to_mask, Cat((word != 0) & (word <= F16_INF) for word in elements.data), 0)),
             ]
 
         # Vector memory

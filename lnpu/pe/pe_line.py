@@ -1,6 +1,6 @@
 """The line of PEs in a core."""
 
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Cat, Module, Mux
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -13,6 +13,9 @@ __all__ = ["PeLine"]
 
 class PeLine(Block):
     """`lanes` PEs with one streamed operand; each has dense operands and a sum of its own. Otherwise as `Pe`.
+
+    A PE that is not live adds nothing, and sees zeros as dense operands, so that its multipliers rest: it keeps the sum
+    that it was loaded with.
 
     Parameters
     ----------
@@ -30,6 +33,8 @@ class PeLine(Block):
         As in `Pe`, for all PEs.
     b : In(ArrayLayout(ArrayLayout(16, lanes), 2))
         b[i][n] is b[i] of PE n.
+    live : In(lanes)
+        Which PEs take the products of this cycle.
     psum_i : In(ArrayLayout(psum_layout(acc_bits), lanes))
     psum_o : Out(ArrayLayout(psum_layout(acc_bits), lanes))
     """
@@ -45,6 +50,7 @@ class PeLine(Block):
                 "a": In(data.ArrayLayout(16, 2)),
                 "load": In(1),
                 "b": In(data.ArrayLayout(data.ArrayLayout(16, lanes), 2)),
+                "live": In(lanes),
                 "psum_i": In(data.ArrayLayout(psum_layout(acc_bits), lanes)),
                 "psum_o": Out(data.ArrayLayout(psum_layout(acc_bits), lanes)),
             }
@@ -59,11 +65,11 @@ class PeLine(Block):
         for n in range(self.lanes):
             pe = place(m, f"pe_{n}", Pe(acc_bits=self.acc_bits))
             m.d.comb += [
-                pe.enable.eq(self.enable),
+                pe.enable.eq(Mux(self.live[n], self.enable, 0)),
                 pe.pair.eq(self.pair),
                 pe.a.eq(self.a),
                 pe.load.eq(self.load),
-                pe.b.eq(Cat(self.b[0][n], self.b[1][n])),
+                pe.b.eq(Mux(self.live[n], Cat(self.b[0][n], self.b[1][n]), 0)),
                 pe.psum_i.eq(self.psum_i[n]),
                 self.psum_o[n].eq(pe.psum_o),
             ]

@@ -42,7 +42,7 @@ class VectorLane(Block):
     @staticmethod
     def latency(op: VectorOp) -> int:
         """Enabled cycles from operands to result."""
-        if op in (VectorOp.ADD, VectorOp.SUB):
+        if op in (VectorOp.ADD, VectorOp.SUB, VectorOp.ADD_UNMASKED):
             return Fp32Add.LATENCY
         if op == VectorOp.MUL:
             return Fp32Multiply.LATENCY
@@ -62,13 +62,15 @@ class VectorLane(Block):
             with m.If(self.enable):
                 m.d.sync += delayed.eq(late_c)
             late_c = delayed
+        dropped = Signal()  # +0 is the sum of two of them
         m.d.comb += [
+            dropped.eq((self.op == VectorOp.ADD_UNMASKED) & self.a[31] & ~self.a[:31].any()),
             multiply.enable.eq(self.enable),
             multiply.a.eq(self.a),
             multiply.b.eq(self.b),
             add.enable.eq(self.enable),
-            add.a.eq(Mux(muladd, multiply.o, self.a)),
-            add.b.eq(Mux(muladd, late_c, self.b)),
+            add.a.eq(Mux(muladd, multiply.o, Mux(dropped, 0, self.a))),
+            add.b.eq(Mux(muladd, late_c, Mux(dropped, 0, self.b))),
             add.subtract.eq(self.op == VectorOp.SUB),
         ]
 
@@ -106,7 +108,7 @@ class VectorLane(Block):
                 m.d.sync += selected.eq(self.a)
 
         with m.Switch(self.op):
-            with m.Case(VectorOp.ADD, VectorOp.SUB, VectorOp.MULADD):
+            with m.Case(VectorOp.ADD, VectorOp.SUB, VectorOp.MULADD, VectorOp.ADD_UNMASKED):
                 m.d.comb += self.o.eq(add.o)
             with m.Case(VectorOp.MUL):
                 m.d.comb += self.o.eq(multiply.o)

@@ -6,6 +6,7 @@ from lnpu.config import TINY, ChipConfig
 from lnpu.core.core import Core
 from lnpu.core.dense_buffer import DenseBuffer
 from lnpu.core.gated_core import GatedCore
+from lnpu.core.mask_store import MaskStore
 from lnpu.core.sparse_buffer import SparseBuffer
 from lnpu.core.zero_skip import ZeroSkip
 from verif.core_twins import CoreTwins
@@ -37,6 +38,12 @@ def test_sparse_buffer(shape):
 def test_dense_buffer(shape):
     config = ChipConfig(**SHAPES[shape])
     run(DenseBuffer(config=config), "verif.dense_buffer_tb", config=SHAPES[shape], cycles=3000)
+
+
+@pytest.mark.parametrize("shape", ["tiny", "odd", "single"])
+def test_mask_store(shape):
+    config = ChipConfig(**SHAPES[shape])
+    run(MaskStore(config=config), "verif.mask_store_tb", config=SHAPES[shape], cycles=5000)
 
 
 @pytest.mark.parametrize("shape", ["tiny", "odd", "least"])
