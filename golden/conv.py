@@ -86,6 +86,19 @@ def round_output(sums: ExactSum, shift: int, out: str, saturate: bool) -> NDArra
     return rounded.view(np.float16) if out == "fp16" else rounded
 
 
+def masked_output(result: NDArray[Any], mask: Quantised) -> NDArray[Any]:
+    """+0 where `mask` is not positive, and instead of -0.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    if mask.shape != result.shape:
+        raise ValueError(f"mask must have shape {result.shape}, that of the gradient, not {mask.shape!r}")
+    return np.where((mask.values() > 0) & (result != 0), result, result.dtype.type(0))
+
+
 def conv2d_output_shape(
     x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: Pair = 1, padding: Pair = 0
 ) -> tuple[int, int, int, int]:
@@ -342,8 +355,10 @@ def conv2d_input_grad(
     input_shape: tuple[int, ...],
     stride: Pair = 1,
     padding: Pair = 0,
+    mask: "ArrayLike | Quantised | None" = None,
     dy_format: "str | Policy" = "fp16",
     w_format: "str | Policy" = "fp16",
+    mask_format: "str | Policy" = "fp16",
     out_scale: int = 0,
     out: str = "fp16",
     saturate: bool = False,
@@ -354,12 +369,16 @@ def conv2d_input_grad(
     ----------
     input_shape : (int, int, int, int)
         Shape of x.
+    mask : float16 or float32 array, Quantised or None
+        Of shape `input_shape`, the output of the ReLU that x is: where it is not positive, the gradient is +0. With a
+        mask no result is -0.
 
     Other parameters, returns and errors as of `conv2d`.
     """
     dyq, wq = as_quantised("dy", dy, dy_format, 4), as_quantised("w", w, w_format, 4)
     sums = conv2d_input_grad_sums(dyq, wq, input_shape=input_shape, stride=stride, padding=padding)
-    return round_output(sums, dyq.scale + wq.scale - out_scale, out, saturate)
+    result = round_output(sums, dyq.scale + wq.scale - out_scale, out, saturate)
+    return result if mask is None else masked_output(result, as_quantised("mask", mask, mask_format, 4))
 
 
 def conv2d_weight_grad(

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
-from golden.conv import as_quantised, round_output
+from golden.conv import as_quantised, masked_output, round_output
 from golden.exact import ExactSum, exact_matmul
 from golden.fgmp import Policy, Quantised
 
@@ -108,15 +108,19 @@ def linear_input_grad(
     dy: "ArrayLike | Quantised",
     w: "ArrayLike | Quantised",
     *,
+    mask: "ArrayLike | Quantised | None" = None,
     dy_format: "str | Policy" = "fp16",
     w_format: "str | Policy" = "fp16",
+    mask_format: "str | Policy" = "fp16",
     out_scale: int = 0,
     out: str = "fp16",
     saturate: bool = False,
 ) -> NDArray[Any]:
-    """Gradient [N, C] for the input of `linear` from dy [N, O] (streamed); the rest as of `linear`."""
+    """Gradient [N, C] for the input of `linear` from dy [N, O] (streamed); `mask` as of `conv2d_input_grad`, the rest
+    as of `linear`."""
     dyq, wq = as_quantised("dy", dy, dy_format, 2), as_quantised("w", w, w_format, 2)
-    return round_output(linear_input_grad_sums(dyq, wq), dyq.scale + wq.scale - out_scale, out, saturate)
+    result = round_output(linear_input_grad_sums(dyq, wq), dyq.scale + wq.scale - out_scale, out, saturate)
+    return result if mask is None else masked_output(result, as_quantised("mask", mask, mask_format, 2))
 
 
 def linear_weight_grad(

@@ -57,7 +57,7 @@ def power_of_two(count: int) -> int:
 
 
 def page_regions(buffer: str, cores: int, page: int) -> list[Region]:
-    """A page of the "sparse" or "dense" buffers of these cores."""
+    """A page of the "sparse" or "dense" buffers or of the "mask" stores of these cores."""
     return [Region(f"{buffer} {core}", page, page + 1) for core in range(16) if cores >> core & 1]
 
 

@@ -3,13 +3,31 @@
 from collections.abc import Callable
 
 from lnpu.compiler.direct import DirectLowering
-from lnpu.compiler.geometry import Convolution, backward_axes, forward_axes
+from lnpu.compiler.geometry import Axis, Convolution, backward_axes, forward_axes
 from lnpu.compiler.program import Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.tensor import Tensor
 from lnpu.compiler.weight_grad import WeightGradLowering
 
-__all__ = ["Convolution", "Rounding", "lower_forward", "lower_input_grad", "lower_weight_grad"]
+__all__ = ["Convolution", "Rounding", "lower_forward", "lower_input_grad", "lower_weight_grad", "masks_outputs"]
+
+
+def masks_outputs(program: Program, shape: Convolution, out: Tensor) -> bool:
+    """Whether the cores can mask the outputs of BP, so that DRAIN writes those that are masked as -0.
+
+    Not where a line of PEs has only a part of a channel block (each part would load the mask's whole blocks), nor where
+    some pixels get no products at all, as under a 1x1 kernel of stride 2.
+    """
+    axes = _input_grad_axes(shape)
+    return program.config.lanes >= out.block_channels and all(axis.taps for some in axes for axis in some)
+
+
+def _input_grad_axes(shape: Convolution) -> tuple[list[Axis], list[Axis]]:
+    s, p = shape.stride, shape.padding
+    return (
+        backward_axes(shape.height, shape.out_height, shape.kernel_height, s, p),
+        backward_axes(shape.width, shape.out_width, shape.kernel_width, s, p),
+    )
 
 
 def _check_terms(program: Program, name: str, terms: int) -> None:
@@ -74,23 +92,32 @@ def lower_input_grad(
     vmem_end: int,
     reserve: int = 0,
     after_block: Callable[[int], None] | None = None,
+    mask: Tensor | None = None,
 ) -> None:
-    """BP: out = dx, the error of the input. Arguments as in `lower_forward`."""
-    k, s, p = (shape.kernel_height, shape.kernel_width), shape.stride, shape.padding
-    _check_terms(program, f"{out.name} (back-propagation)", shape.outputs * k[0] * k[1])
+    """BP: out = dx, the error of the input. Arguments as in `lower_forward`.
+
+    Parameters
+    ----------
+    mask : Tensor or None
+        Of the shape of `out`: outputs where it is not positive are not computed, and reach `epilogue` as -0, which is
+        nothing else's value. Only where `masks_outputs`.
+    """
+    _check_terms(program, f"{out.name} (back-propagation)", shape.outputs * shape.kernel_height * shape.kernel_width)
+    axes_h, axes_w = _input_grad_axes(shape)
     DirectLowering(
         program,
         shape.kernel_width,
         dy,
         w,
         out,
-        backward_axes(shape.height, shape.out_height, k[0], s, p),
-        backward_axes(shape.width, shape.out_width, k[1], s, p),
+        axes_h,
+        axes_w,
         rounding,
         backward=True,
         vmem=vmem,
         vmem_end=vmem_end,
         reserve=reserve,
+        mask=mask,
     ).lower(epilogue, after_block)
 
 

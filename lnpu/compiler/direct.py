@@ -21,7 +21,7 @@ from lnpu.compiler.program import COMMAND_CYCLES, Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.teams import Share, Teams
 from lnpu.compiler.tensor import Tensor
-from lnpu.compiler.tiles import Tile, VectorBuilder
+from lnpu.compiler.tiles import Tile, VectorBuilder, less_busy
 from lnpu.config import BLOCK
 from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
@@ -42,7 +42,8 @@ class _Job:
 class DirectLowering:
     """FF and BP: output pixels are the rows, the sparse operand has a halo, weights are resident.
 
-    Teams share weights where their tiles are of the same channel block.
+    Teams share weights where their tiles are of the same channel block. With `mask`, outputs where its element is not
+    positive are masked in the cores; see `masks_outputs`.
     """
 
     def __init__(
@@ -60,12 +61,13 @@ class DirectLowering:
         vmem: int,
         vmem_end: int,
         reserve: int,
+        mask: Tensor | None = None,
     ) -> None:
         self.program, self.config = program, program.config
         self.kernel_width = kernel_width
         self.source, self.weight, self.out = source, weight, out
         self.axes_h, self.axes_w = axes_h, axes_w
-        self.rounding, self.backward = rounding, backward
+        self.rounding, self.backward, self.mask = rounding, backward, mask
         self.step = axes_h[0].out_step
         self.depth = power_of_two(min(source.padded, BLOCK, self.config.depth))
         self.cache = PageCache()
@@ -273,6 +275,7 @@ class DirectLowering:
         depth = min(self.depth, self.source.padded - k)
         dense_pages: dict[tuple[int, int], int] = {}  # of a block and a core of a team
         sparse: dict[int, tuple] = {}  # page and geometry of a team
+        masks: dict[int, int] = {}  # page of a team
 
         def load_dense(block: int, o: int) -> None:
             channel, count = share[o]
@@ -285,6 +288,8 @@ class DirectLowering:
             sparse[m] = self._load_sparse(
                 mask, jobs[m].box, *inside[m], k, depth, axis_h, axis_w, halo_r, halo_s, taps_r, taps_s
             )
+            if self.mask is not None:
+                masks[m] = self._load_mask(self.mask, mask, jobs[m], *inside[m], axis_h, axis_w, psum)
 
         def multiply(m: int) -> None:
             block = jobs[m].block
@@ -300,6 +305,7 @@ class DirectLowering:
                     depth,
                     page,
                     dense_pages[block, o],
+                    masks.get(m),
                     real_lanes(self.out.channels - block * BLOCK - channel, count),
                     initialise,
                     psum,
@@ -355,6 +361,40 @@ class DirectLowering:
             size = (tall, wide)
             load_sparse(self.program, self.cache, self.source, cores, page, box, first, steps, size, k, depth)
         return page, geometry
+
+    def _load_mask(
+        self, mask: Tensor, cores: int, job: "_Job", lines: int, pixels: int, axis_h: Axis, axis_w: Axis, psum: int
+    ) -> int:
+        """Load the mask of a job's outputs of one phase, by the unit that has less to do; returns the page."""
+        box, step = job.box, self.step
+        content = (job.block, box, axis_h.out_phase, axis_w.out_phase, psum)
+        page, there = self.cache.page("mask", cores, content)
+        if there:
+            return page
+        target = less_busy(self.program, Target.MASK, Target.MASK_DENSE)
+        self.program.emit(
+            Opcode.LOAD,
+            reads=[self.program.memory(mask)],
+            writes=page_regions("mask", cores, page),
+            **mask.walk(box.image, job.block, box.line * step + axis_h.out_phase),
+            target=target.value,
+            page=page,
+            cores=cores,
+            n_count=box.images,
+            i_count=lines,
+            j_count=pixels,
+            line_i=step,
+            pixel=box.pixel * step + axis_w.out_phase,
+            pixel_j=step,
+            i_end=lines,
+            j_end=pixels,
+            channel_beats=mask.block_channels // self.config.beat,
+            dest=psum,
+            dest_n=lines * pixels,
+            dest_i=pixels,
+            dest_j=1,
+        )
+        return page
 
     def _load_dense(self, cores: int, lane: int, lanes: int, k: int, depth: int, taps_r: Taps, taps_s: Taps) -> int:
         """Load weights [tap, k, lane] of output channels `lane` and up; returns the page."""
@@ -427,18 +467,24 @@ class DirectLowering:
         depth: int,
         sparse_page: int,
         dense_page: int,
+        mask_page: int | None,
         lanes: int,
         initialise: bool,
         psum: int,
     ) -> None:
         per_image, pitch, first_row, step_r, step_s = geometry
+        reads = page_regions("sparse", cores, sparse_page) + page_regions("dense", cores, dense_page)
+        if mask_page is not None:
+            reads += page_regions("mask", cores, mask_page)
         self.program.emit(
             Opcode.MULTIPLY,
-            reads=page_regions("sparse", cores, sparse_page) + page_regions("dense", cores, dense_page),
+            reads=reads,
             writes=psum_regions(cores, psum, images * lines * pixels),
             cores=cores,
             sparse_page=sparse_page,
             dense_page=dense_page,
+            masked=int(mask_page is not None),
+            mask_page=mask_page or 0,
             initialise=int(initialise),
             lanes=lanes,
             count_n=images,
@@ -516,6 +562,7 @@ class DirectLowering:
             tensor_out=tensor_out,
             fp16=int(self.rounding.fp16),
             saturate=int(self.rounding.saturate),
+            masked=int(self.mask is not None),
             psum=psum,
             psum_n=lines * pixels,
             psum_h=pixels,

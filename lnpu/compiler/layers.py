@@ -24,6 +24,7 @@ __all__ = [
     "Optimiser",
     "Workspace",
     "add_and_mask",
+    "add_unmasked",
     "finish_statistics",
     "lower_average_pool",
     "lower_average_pool_grad",
@@ -375,6 +376,11 @@ def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, norm: NormTensors, 
 
         space.stream(y, block, len(sources), load, compute, lambda tile, at: v.store(sums.error, tile, at[0]))
         sums.finish(block)
+
+
+def add_unmasked(space: Workspace, tile: Tile, place: int, term: int) -> None:
+    """Add the tile at row `term` to the one at `place`, whose masked elements are -0; the sum is zero there."""
+    space.vectors.vector(Op.ADD_UNMASKED, place, place, term, outer=tile.count, inner=tile.rows)
 
 
 def add_and_mask(space: Workspace, tile: Tile, place: int, terms: Sequence[int], mask: int | None) -> None:

@@ -9,7 +9,7 @@ from lnpu.compiler.program import Program, Region
 from lnpu.compiler.tensor import RawTensor, Tensor
 from lnpu.ctrl.commands import Opcode, Target, Unit, VectorOp
 
-__all__ = ["STATISTICS", "Tile", "VectorBuilder", "float_bits", "inside", "run_rows", "tiles_of"]
+__all__ = ["STATISTICS", "Tile", "VectorBuilder", "float_bits", "inside", "less_busy", "run_rows", "tiles_of"]
 
 STATISTICS = Region("FGMP statistics")
 """What STORE of a dynamic tensor adds to and ADAPT uses."""
@@ -47,6 +47,12 @@ class Tile:
     def strides(self) -> tuple[int, int, int]:
         """Vector-memory rows from one image, line, pixel to the next."""
         return self.lines * self.pixels * self.rows, self.pixels * self.rows, self.rows
+
+
+def less_busy(program: Program, target: Target, target_dense: Target) -> Target:
+    """One of two targets that differ in the LOAD unit: that of the unit that has been given less to do."""
+    loading = program.loading
+    return target_dense if loading[Unit.LOAD_DENSE] < loading[Unit.LOAD] else target
 
 
 def run_rows(tensor: Tensor, beat: int) -> int:
@@ -158,8 +164,7 @@ class VectorBuilder:
         dest_n, dest_i, dest_j = strides or tile.strides()
         i_first, i_end = inside(line, step, tile.lines, tensor.height)
         j_first, j_end = inside(pixel, step, tile.pixels, tensor.width)
-        loading = self.program.loading
-        target = Target.VMEM_DENSE if loading[Unit.LOAD_DENSE] < loading[Unit.LOAD] else Target.VMEM
+        target = less_busy(self.program, Target.VMEM, Target.VMEM_DENSE)
         self.program.emit(
             Opcode.LOAD,
             reads=[memory or self.program.memory(tensor)],

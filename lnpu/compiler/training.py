@@ -6,7 +6,14 @@ from dataclasses import dataclass, field, fields
 from golden.controller import Targets
 from golden.fgmp import POLICIES, Policy
 from lnpu.compiler import layers
-from lnpu.compiler.convolution import Convolution, Rounding, lower_forward, lower_input_grad, lower_weight_grad
+from lnpu.compiler.convolution import (
+    Convolution,
+    Rounding,
+    lower_forward,
+    lower_input_grad,
+    lower_weight_grad,
+    masks_outputs,
+)
 from lnpu.compiler.graph import (
     Conv,
     ConvStage,
@@ -556,17 +563,24 @@ class TrainingStep:
     ) -> None:
         """The term of a convolution or linear layer in the error of its input, added up, masked, summed and stored."""
         v, out = space.vectors, sums.error
-        operands = [*addends, *([mask] if mask is not None else [])]
+        shape = self._convolution(stage)
+        # What the cores have masked can be told from the rest until a term is added.
+        in_cores = mask is not None and len(addends) <= 1 and masks_outputs(space.program, shape, out)
+        operands = [*addends, *([mask] if mask is not None and not in_cores else [])]
 
         def epilogue(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
             for operand, row in zip([*operands, *sums.inputs], scratch, strict=True):
                 v.load(operand, tile, row)
-            at_mask = scratch[len(addends)] if mask is not None else None
-            layers.add_and_mask(space, tile, place, scratch[: len(addends)], at_mask)
+            terms = scratch[: len(addends)]
+            if in_cores:
+                for term in terms:
+                    layers.add_unmasked(space, tile, place, term)
+            else:
+                at_mask = scratch[len(addends)] if mask is not None else None
+                layers.add_and_mask(space, tile, place, terms, at_mask)
             sums.add(tile, place, scratch[len(operands) :], first=first)
             v.store(out, tile, place)
 
-        shape = self._convolution(stage)
         lower_input_grad(
             space.program,
             shape,
@@ -579,6 +593,7 @@ class TrainingStep:
             vmem_end=space.end,
             reserve=len(operands) + len(sums.inputs),
             after_block=sums.finish,
+            mask=mask if in_cores else None,
         )
         self._mark(space.program, stage.name, "bp", [out.name, *sums.outputs], shape.macs)
 

@@ -13,13 +13,14 @@ from lnpu.compiler.convolution import (
     lower_forward,
     lower_input_grad,
     lower_weight_grad,
+    masks_outputs,
 )
-from lnpu.compiler.layers import Workspace
+from lnpu.compiler.layers import Workspace, add_and_mask
 from lnpu.compiler.program import Program
 from lnpu.compiler.tensor import MemoryMap, RawTensor, Tensor, padded_channels
 from lnpu.compiler.tiles import Tile
 from lnpu.config import ChipConfig, get_config
-from lnpu.ctrl.commands import COMMAND_BYTES
+from lnpu.ctrl.commands import COMMAND_BYTES, VectorOp
 from lnpu.driver import Device, Host, read_raw
 from lnpu.formats import TensorKind
 
@@ -118,27 +119,38 @@ class Chip:
         input_shape: tuple[int, ...],
         stride: int = 1,
         padding: int = 0,
+        mask: ArrayLike | None = None,
         dy_format: Format = "fp16",
         w_format: Format = "fp16",
+        mask_format: Format = "fp16",
         out_scale: int = 0,
         out: str = "fp16",
         saturate: bool = False,
     ) -> NDArray[Any]:
-        """Gradient for x [N, C, H, W] = `input_shape`, from dy [N, O, Ho, Wo] and w [O, C, R, S]."""
+        """Gradient for x [N, C, H, W] = `input_shape`, from dy [N, O, Ho, Wo] and w [O, C, R, S]; +0 where `mask`, of
+        the same shape, is not positive."""
         dy, w = _array("dy", dy, 4), _array("w", w, 4)
         if len(input_shape) != 4 or input_shape[1] != w.shape[1]:
             raise ValueError(f"input_shape must be (N, {w.shape[1]}, H, W), not {input_shape!r}")
         shape = _convolution(input_shape, w.shape[0], w.shape[2:], stride, padding)
         _check_error(dy, shape)
         job = _Job(self, shape)
+        result = shape.batch, shape.channels, shape.height, shape.width
+        masks = None
+        if mask is not None:
+            mask = _array("mask", mask, 4)
+            if mask.shape != result:
+                raise ValueError(f"mask must have shape {result}, that of the gradient, not {mask.shape}")
+            masks = job.image("mask", mask, mask_format)
         return job.run(
             lower_input_grad,
             job.image("dy", dy, dy_format),
             job.weight(w, w_format),
-            (shape.batch, shape.channels, shape.height, shape.width),
+            result,
             out_scale,
             out,
             saturate,
+            mask=masks,
         )
 
     def conv2d_weight_grad(
@@ -179,9 +191,11 @@ class Chip:
         return self.conv2d(x[:, :, None, None], w[:, :, None, None], **options)[:, :, 0, 0]
 
     def linear_input_grad(self, dy: ArrayLike, w: ArrayLike, **options: Any) -> NDArray[Any]:
-        """dy [N, O] times w [O, C]: [N, C]. Options as of `linear`, with dy_format."""
+        """dy [N, O] times w [O, C]: [N, C]. Options as of `linear`, with dy_format, mask [N, C] and mask_format."""
         dy, w = _array("dy", dy, 2), _array("w", w, 2)
         shape = (len(dy), w.shape[1], 1, 1)
+        if options.get("mask") is not None:
+            options["mask"] = _array("mask", options["mask"], 2)[:, :, None, None]
         return self.conv2d_input_grad(dy[:, :, None, None], w[:, :, None, None], input_shape=shape, **options)[
             :, :, 0, 0
         ]
@@ -248,6 +262,7 @@ class _Job:
         saturate: bool,
         *,
         weight: bool = False,
+        mask: Tensor | None = None,
     ) -> NDArray[Any]:
         """Compile, run, and read the result of shape `result` back."""
         if out not in ("fp16", "fp32"):
@@ -275,7 +290,18 @@ class _Job:
                 "out (FP32)", TensorKind.OTHER, rows=tensor.lines * tensor.width, channels=tensor.channels
             )
 
+        options: dict[str, Any] = {}
+        in_cores = mask is not None and masks_outputs(program, self.shape, tensor)
+        if mask is not None:
+            options = {"mask": mask} if in_cores else {"reserve": 1}
+
         def store(tile: Tile, place: int, first: bool, scratch: list[int]) -> None:
+            if mask is not None:
+                if not in_cores:
+                    space.vectors.load(mask, tile, scratch[0])
+                    add_and_mask(space, tile, place, [], scratch[0])
+                if raw is not None:  # an encoded tensor has no -0
+                    space.vectors.vector(VectorOp.ADD, place, place, 0.0, inner=tile.size)
             if raw is None:
                 space.vectors.store(tensor, tile, place)
                 return
@@ -286,7 +312,8 @@ class _Job:
                 space.vectors.store_raw(raw, at, row=row, rows=tile.pixels, block=tile.block)
 
         rounding = Rounding(out == "fp16", out_scale, saturate)
-        lower(program, self.shape, first, second, tensor, rounding, store, vmem=space.tiles, vmem_end=space.end)
+        areas = {"vmem": space.tiles, "vmem_end": space.end}
+        lower(program, self.shape, first, second, tensor, rounding, store, **areas, **options)
         program.end()
         address = self.map.allocate("the program", program.size, COMMAND_BYTES)
         image = np.frombuffer(program.encode(), np.uint8)

@@ -15,7 +15,14 @@ from golden.conv import conv2d_input_grad_sums, conv2d_sums, conv2d_weight_grad_
 from golden.exact import ExactSum, round_sum
 from golden.fgmp import Policy, fgmp, quantize
 from lnpu.compiler import graph as nodes
-from lnpu.compiler.convolution import Convolution, Rounding, lower_forward, lower_input_grad, lower_weight_grad
+from lnpu.compiler.convolution import (
+    Convolution,
+    Rounding,
+    lower_forward,
+    lower_input_grad,
+    lower_weight_grad,
+    masks_outputs,
+)
 from lnpu.compiler.graph import Graph, fuse, resnet18
 from lnpu.compiler.layers import Optimiser, Workspace
 from lnpu.compiler.policies import FORMATS, TARGETS
@@ -90,6 +97,8 @@ class ConvolutionJob:
     rng : numpy.random.Generator
     phases : str
         Which of "ff", "bp", "wg" the program runs.
+    masked : bool
+        The cores mask dx where x is not positive, if they can.
     """
 
     def __init__(
@@ -103,6 +112,7 @@ class ConvolutionJob:
         special: bool = False,
         saturate: bool = False,
         phases: tuple[str, ...] = ("ff", "bp", "wg"),
+        masked: bool = False,
         memory_bytes: int = 1 << 22,
     ) -> None:
         self.config, self.shape, self.policies, self.saturate, self.phases = config, shape, policies, saturate, phases
@@ -135,6 +145,7 @@ class ConvolutionJob:
         host.write(self.tensors["x"], self.operands["x"])
         host.write(self.tensors["dy"], self.operands["dy"])
         host.write_weight(self.tensors["w"], self.operands["w"])
+        self.masked = masked and masks_outputs(Program(config), shape, self.tensors["dx"])
         self.program = self._compile()
         self.address = self.map.allocate("the program", self.program.size, COMMAND_BYTES)
         self.memory[self.address : self.address + self.program.size] = np.frombuffer(self.program.encode(), np.uint8)
@@ -156,7 +167,9 @@ class ConvolutionJob:
                 space.vectors.store(out, tile, place)
 
             rounding = Rounding(True, out.policy.scale, self.saturate)
-            lower(program, self.shape, first, second, out, rounding, store, vmem=space.tiles, vmem_end=space.end)
+            options = {"mask": t["x"]} if phase == "bp" and self.masked else {}
+            areas = {"vmem": space.tiles, "vmem_end": space.end}
+            lower(program, self.shape, first, second, out, rounding, store, **areas, **options)
         program.end()
         return program
 
@@ -178,7 +191,10 @@ class ConvolutionJob:
         for phase in self.phases:
             name, sums, scale = self.sums(phase)
             tensor, policy = self.tensors[name], self.policies[name]
-            bits, codes, _ = quantize(round_sum(sums, scale - policy.scale, "fp16", self.saturate), policy)
+            rounded = round_sum(sums, scale - policy.scale, "fp16", self.saturate)
+            if phase == "bp" and self.masked:
+                rounded[~(self.operands["x"].values() > 0)] = 0
+            bits, codes, _ = quantize(rounded, policy)
             padding = host.read(replace(tensor, channels=tensor.padded)).bits[:, tensor.channels :]
             assert not padding.any(), f"{phase}: padding of {name} is not zero"
             if phase == "wg":
@@ -224,6 +240,7 @@ def random_job(config: ChipConfig, seed: int, most_macs: int = 200_000, **option
         "sparsity": float(rng.choice([0.0, 0.3, 0.8, 1.0], p=[0.2, 0.4, 0.3, 0.1])),
         "special": bool(rng.random() < 0.2),
         "saturate": bool(rng.random() < 0.3),
+        "masked": bool(rng.random() < 0.5),
     } | options
     print(f"seed {seed}: {shape}, {names}, {options}")
     return ConvolutionJob(config, shape, policies, rng, **options)
@@ -773,6 +790,21 @@ def test_memory_map() -> None:
     assert padded_channels(1, 16) == 16
 
 
+def test_masks_outputs() -> None:
+    """Where cores can mask: a line holds a whole channel block, and every pixel gets products."""
+
+    def can(config: ChipConfig, channels: int, kernel: int, stride: int) -> bool:
+        shape = Convolution(1, channels, 8, 8, 8, kernel, kernel, stride, kernel // 2)
+        out = MemoryMap(size=1 << 20, config=config).tensor(
+            "dx", TensorKind.ERROR, images=1, height=8, width=8, channels=channels, policy=Policy()
+        )
+        return masks_outputs(Program(config), shape, out)
+
+    assert can(TINY, 8, 3, 1) and can(TINY, 5, 3, 2) and can(PAPER, 64, 1, 1) and can(PAPER, 256, 3, 2)
+    assert not can(TINY, 9, 3, 1) and not can(EDGE, 64, 3, 1)
+    assert not can(PAPER, 64, 1, 2)
+
+
 def test_operands_that_do_not_fit() -> None:
     """Messages of the NumPy-like functions."""
     chip = Chip(TINY, device=ModelDevice(TINY, 1 << 20))
@@ -788,6 +820,11 @@ def test_operands_that_do_not_fit() -> None:
             lambda: chip.conv2d_input_grad(x, w, input_shape=(1, 2, 9, 9)),
             ValueError,
             r"dy must have shape \(1, 3, 7, 7\), that of the output, not \(1, 2, 4, 4\)",
+        ),
+        (
+            lambda: chip.conv2d_input_grad(w[:1, :, :2, :2], w[:2], input_shape=(1, 2, 4, 4), mask=x[:, :1]),
+            ValueError,
+            r"mask must have shape \(1, 2, 4, 4\), that of the gradient, not \(1, 1, 4, 4\)",
         ),
         (
             lambda: chip.conv2d_input_grad(x, w, input_shape=(1, 1, 4, 4)),

@@ -96,6 +96,29 @@ def test_phases_against_torch(stride, padding, kernel):
     assert np.array_equal(dw, tw.grad.numpy().astype(np.float32))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mask_against_torch(stride):
+    """The error of a ReLU's input, by automatic differentiation."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(13)
+    z, w = normal(rng, (2, 8, 9, 7)), normal(rng, (5, 8, 3, 3))
+    tz, tw = (torch.tensor(one.astype(np.float64), requires_grad=True) for one in (z, w))
+    ty = torch.nn.functional.conv2d(tz.relu(), tw, stride=stride, padding=1)
+    dy = normal(rng, tuple(ty.shape))
+    ty.backward(torch.tensor(dy.astype(np.float64)))
+    at = {"input_shape": z.shape, "stride": stride, "padding": 1, "out": "fp32"}
+    assert np.array_equal(conv2d_input_grad(dy, w, mask=z, **at), tz.grad.numpy().astype(np.float32))
+
+
+def test_mask_of_special_values():
+    """A masked gradient is +0 whatever it would be; NaN masks, infinity does not, -0 does not come out."""
+    mask = np.array([[1, 0, -0.0, -1, np.nan, np.inf, -np.inf, 6e-8, 1e-9]], np.float32).T
+    for dy, w, expected in ((np.inf, 1.0, np.inf), (np.nan, 1.0, np.nan), (-6e-8, 1e-3, 0.0), (2.0, 3.0, 6.0)):
+        result = linear_input_grad(np.full((9, 1), dy, np.float32), np.full((1, 1), w, np.float32), mask=mask)
+        np.testing.assert_array_equal(result[:, 0], np.array([1, 0, 0, 0, 0, 1, 0, 1, 0], bool).choose([0, expected]))
+        assert not np.signbit(result[~np.isnan(result)]).any()
+
+
 def test_large_images_are_cut_into_chunks(monkeypatch):
     from golden import conv
 
@@ -220,6 +243,7 @@ X, W, DY = np.zeros((1, 2, 4, 4), np.float16), np.zeros((3, 2, 3, 3), np.float16
         lambda: conv2d(X, W, out="fp8"),
         lambda: conv2d_input_grad(DY, W, input_shape=(1, 2, 5, 4)),
         lambda: conv2d_input_grad(DY, W, input_shape=(2, 4, 4)),
+        lambda: conv2d_input_grad(DY, W, input_shape=X.shape, mask=X[:, :, :, :2]),
         lambda: conv2d_weight_grad(X, DY, kernel_shape=(2, 3)),
         lambda: conv2d_weight_grad(X, DY, kernel_shape=3, stride=2),
         lambda: linear(X, W),
