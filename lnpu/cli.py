@@ -78,6 +78,7 @@ def _step_arguments(parser: argparse.ArgumentParser, *, config: str, width: int,
     _network_arguments(parser, width=width, image=image, batch=batch)
     parser.add_argument("--stem", default="cifar", choices=("cifar", "imagenet"), help="first layers")
     parser.add_argument("--formats", default="dynamic", help="dynamic, fgmp, fp16 or fp8")
+    parser.add_argument("--dense", action="store_true", help="no zeros from ReLU: batch norms begin with beta = 8")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and the order of images")
     parser.add_argument("--rate", type=float, default=0.05, help="learning rate")
     parser.add_argument("--loss-scale", type=float, default=1024.0, help="factor on the loss gradient")
@@ -307,6 +308,7 @@ def _train_step(arguments: argparse.Namespace) -> int:
         "steps",
         "stem",
         "formats",
+        "dense",
         "seed",
         "rate",
         "loss_scale",
@@ -357,7 +359,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     for name in ("step", "workers"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, not {getattr(arguments, name)!r}")
-    names = ("config", "data", "width", "image", "batch", "stem", "formats", "seed", "rate", "loss_scale")
+    names = ("config", "data", "width", "image", "batch", "stem", "formats", "dense", "seed", "rate", "loss_scale")
     settings = Settings(
         **{name: getattr(arguments, name) for name in names},
         steps=arguments.step,

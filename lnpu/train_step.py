@@ -31,6 +31,9 @@ __all__ = ["Settings", "Tables", "compare", "prepare", "read_back", "run"]
 Progress = Callable[[str, float], None]
 """Called with what is going on and how much of it is done (0 to 1)."""
 
+_UNCUT = 8.0
+"""More standard deviations than any output of a batch norm is below its mean."""
+
 _SLICE = 100_000
 """Cycles between two progress reports."""
 
@@ -51,6 +54,8 @@ class Settings:
         "cifar" or "imagenet".
     formats : str
         "dynamic", "fgmp", "fp16" or "fp8", see `lnpu.compiler.policies`.
+    dense : bool
+        Batch norms begin with a beta of 8, so that no ReLU cuts anything: operands without zeros, to compare with.
     seed : int
         Of the parameters and of the order of the images.
     rate, momentum, decay, loss_scale : float
@@ -69,6 +74,7 @@ class Settings:
     steps: int = 3
     stem: str = "cifar"
     formats: str = "dynamic"
+    dense: bool = False
     seed: int = 0
     rate: float = 0.05
     momentum: float = 0.9
@@ -161,6 +167,15 @@ def prepare(
     return step, network
 
 
+def initial_parameters(settings: Settings, network: golden.network.Network, channels: int) -> dict[str, Any]:
+    """What training begins with."""
+    parameters = golden.network.initial_parameters(network.layers, channels, settings.seed)
+    for name, value in parameters.items():
+        if settings.dense and name.endswith(".beta"):
+            value[:] = _UNCUT
+    return parameters
+
+
 def run(
     settings: Settings, directory: Path, progress: Progress | None = None, *, config: ChipConfig | None = None
 ) -> dict[str, Any]:
@@ -184,7 +199,7 @@ def run(
     pixels = normalise(images)
     channels = pixels.shape[1]
     step, network = prepare(settings, config, channels, classes)
-    parameters = golden.network.initial_parameters(network.layers, channels, settings.seed)
+    parameters = initial_parameters(settings, network, channels)
     state = network.initial_state(parameters)
 
     tell("building the simulation", 0.0)

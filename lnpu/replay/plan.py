@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import golden.network
 from golden.controller import COUNT_MAX, Controller, ControllerState
 from golden.fgmp import Quantised, fgmp
 from lnpu.compiler.graph import Conv, Linear
@@ -25,7 +24,7 @@ from lnpu.driver import Host, write_raw
 from lnpu.formats import SLOT_BYTES
 from lnpu.replay.simulate import AFTER, BEFORE, RECORD_BYTES, Operand, Segment
 from lnpu.sim.build import add_sources
-from lnpu.train_step import Settings, prepare
+from lnpu.train_step import Settings, initial_parameters, prepare
 
 __all__ = ["GoldenStep", "Images", "key_of", "load", "plan"]
 
@@ -102,7 +101,7 @@ class GoldenStep:
         """Compile the step and compute it, after those that come before it."""
         channels = images.pixels.shape[1]
         step, network = prepare(settings, config, channels, images.classes)
-        state = network.initial_state(golden.network.initial_parameters(network.layers, channels, settings.seed))
+        state = network.initial_state(initial_parameters(settings, network, channels))
         batches = [slice(at * settings.batch, (at + 1) * settings.batch) for at in range(settings.steps)]
         for batch in batches[:-1]:
             network.train_step(state, images.pixels[batch], images.labels[batch])

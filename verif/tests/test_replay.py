@@ -1,5 +1,6 @@
 """Replay of a training step, operation by operation: all are right, and what is wrong is noticed, kept and reported."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ pytest.importorskip("distributed")
 
 import dask
 
+from golden.fgmp import CODE_FP16
 from lnpu.cli import main
 from lnpu.compiler.tensor import RawTensor, Tensor
 from lnpu.compiler.traffic import Traffic
@@ -104,6 +106,16 @@ def test_whole_step(golden_step, segments, tmp_path, capsys):
     assert f"{len(segments) - 1} of them finished before" in out and out.count("\n[") == 1
     assert "1 segments wrong" in out
     assert {path: path.stat().st_mtime_ns for path in times if path != one} == kept and one.exists()
+
+
+def test_dense():
+    """Batch norms can begin so that no ReLU cuts anything: then no operand has zeros of its own."""
+    settings = dataclasses.replace(SMALL, formats="fp16", dense=True, batch=2, steps=1)
+    step = GoldenStep.compute(settings, TINY, load(settings))
+    for name in step.step.relu:
+        assert (step.after[name].codes == CODE_FP16).all(), name
+    other = dataclasses.replace(settings, dense=False)
+    assert key_of(settings, TINY, load(settings)) != key_of(other, TINY, load(other))
 
 
 def test_key():
