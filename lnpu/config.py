@@ -140,7 +140,7 @@ class ChipConfig:
         element, psum = 16 + 2, psum_layout(self.acc_bits).size
         core = (
             2 * self.rows * self.depth * element
-            + 2 * self.dense_rows * self.lanes * 16
+            + 2 * self.dense_rows * self.lanes * (16 + 1)
             + self.psum_rows * self.lanes * psum
             + 2 * self.psum_rows * (self.lanes + self.lanes // self.beat)
         )

@@ -7,6 +7,7 @@ __all__ = [
     "F16_INF",
     "F16_NAN",
     "F32_NAN",
+    "LOW_BITS",
     "MAX_LENGTH",
     "MAX_LOG2_RUN",
     "PSUM_WORD",
@@ -30,6 +31,9 @@ MAX_LENGTH = 145
 
 MAX_LOG2_RUN = 4
 """Encoded blocks of a run: 2 to this power at most, and at most as many as an AXI word has bytes."""
+
+LOW_BITS = 7
+"""Low bits of an FP16 pattern that are zero in every FP8 value: E4M3 has 3 bits of mantissa, FP16 has 10."""
 
 PSUM_WORD = 40
 """Bits of the words in which exact sums are added, see `psum_layout`."""

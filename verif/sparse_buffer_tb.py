@@ -31,6 +31,10 @@ class BufferWriter:
         place = np.s_[page, row : row + beat, column] if transpose else np.s_[page, row, column : column + beat]
         self.data[place], self.code[place] = data, code
 
+    def values(self):
+        """Random patterns of a beat's elements."""
+        return self._random.integers(0x10000, size=self._config.beat)
+
     def random_beat(self, pages=(0, 1)) -> None:
         """A beat of random elements to a random place, along a row or a column."""
         random, beat = self._random, self._config.beat
@@ -40,7 +44,7 @@ class BufferWriter:
             row -= row % beat
         else:
             column -= column % beat
-        data, code = random.integers(0x10000, size=beat), random.integers(4, size=beat)
+        data, code = self.values(), random.integers(4, size=beat)
         self.beat(int(random.choice(pages)), row, column, transpose, data, code)
 
     def idle(self) -> None:
@@ -52,9 +56,8 @@ class BufferWriter:
         for page in (0, 1):
             for row in range(0, self.rows, self._config.beat if page else 1):
                 for column in range(0, self.columns, 1 if page else self._config.beat):
-                    data = self._random.integers(0x10000, size=self._config.beat)
                     code = self._random.integers(4, size=self._config.beat)
-                    yield page, row, column, bool(page), data, code
+                    yield page, row, column, bool(page), self.values(), code
 
 
 @cocotb.test()

@@ -325,18 +325,24 @@ class Core(Block):
         a_fp16 = Signal(reset_less=True)
         a_k = Signal(data.ArrayLayout(k_bits, 2), reset_less=True)
         a_row = Signal(row_bits, reset_less=True)
-        a_base = Signal(dense_bits, reset_less=True)
+        # The dense buffer takes two cycles. An FP16 element has its dense row on port 0, whatever its k.
+        z_odd16 = Signal()
+        m.d.comb += [
+            z_odd16.eq(issue.fp16 & issue.enable[1]),
+            dense.enable.eq(Mux(issuing, Mux(issue.fp16, issue.enable.any(), issue.enable), 0)),
+            dense.page.eq(command.dense_page),
+            dense.row[0].eq(base + Mux(z_odd16, issue.k[1], issue.k[0])),
+            dense.row[1].eq(base + issue.k[1]),
+        ]
         m.d.sync += [
             a_enable.eq(Mux(issuing, issue.enable, 0)),
             a_fp16.eq(issue.fp16),
             a_k.eq(issue.k),
             a_row.eq(row),
-            a_base.eq(base),
             a.all.eq(z.all),
         ]
 
-        # Stage A: both buffers are read, and the mask of a row of partial sums that begins. An FP16 element has its
-        # dense row on port 0, whatever its k.
+        # Stage A: elements are read, and the mask of a row of partial sums that begins.
         odd16 = Signal()
         m.d.comb += [
             odd16.eq(a_fp16 & a_enable[1]),
@@ -344,10 +350,6 @@ class Core(Block):
             sparse.element_page.eq(command.sparse_page),
             sparse.element_row.eq(a_row),
             sparse.k.eq(a_k),
-            dense.enable.eq(Mux(a_fp16, a_enable.any(), a_enable)),
-            dense.page.eq(command.dense_page),
-            dense.row[0].eq(a_base + Mux(odd16, a_k[1], a_k[0])),
-            dense.row[1].eq(a_base + a_k[1]),
             mask.live_enable.eq(a.load & command.masked),
             mask.live_page.eq(command.mask_page),
             mask.live_row.eq(a.psum),
@@ -359,7 +361,12 @@ class Core(Block):
         d_enable = Signal(2)
         d_pair = Signal(reset_less=True)
         d_odd16 = Signal(reset_less=True)
-        m.d.sync += [d_enable.eq(dense.enable), d_pair.eq(~a_fp16), d_odd16.eq(odd16), d.all.eq(a.all)]
+        m.d.sync += [
+            d_enable.eq(Mux(a_fp16, a_enable.any(), a_enable)),
+            d_pair.eq(~a_fp16),
+            d_odd16.eq(odd16),
+            d.all.eq(a.all),
+        ]
 
         # Stage D: the operands are at the PEs' inputs; the partial sums to start from are read. `live` is the mask of
         # the row in the PEs: for an item that replaces it, in the item's stage A for the last time.

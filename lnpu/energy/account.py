@@ -10,7 +10,7 @@ from typing import Any
 
 from lnpu.config import ChipConfig
 from lnpu.energy.memory import DRAM_BIT, FP32, NODE_45, Node, sram_bit
-from lnpu.formats import psum_layout
+from lnpu.formats import LOW_BITS, psum_layout
 from lnpu.vector.vector_memory import BANKS
 
 __all__ = ["COMPONENTS", "Costs", "clock_of", "step_energy"]
@@ -59,11 +59,13 @@ class Costs:
 
 def macro_bytes(config: ChipConfig) -> dict[str, float]:
     """Bytes of a macro of each SRAM of a chip."""
-    words = config.depth // config.beat
+    words, groups = config.depth // config.beat, config.lanes // config.beat
     return {
         "code": 2 * config.rows * 2 * words / 8,
         "sparse": 2 * config.rows * words * 16 / 8,
-        "dense": config.dense_rows * 16 * (config.lanes // config.beat) / 8,
+        "dense_high": config.dense_rows * (16 - LOW_BITS) * groups / 8,
+        "dense_low": config.dense_rows * LOW_BITS * groups / 8,
+        "dense_flag": config.dense_rows * groups / 8,
         "psum": config.psum_rows * psum_layout(config.acc_bits).size / 8,
         "vmem": config.vmem_rows / BANKS * 32 * config.beat / 8,
     }

@@ -1,10 +1,11 @@
 """Events of a program that cost energy, from its commands: products, visits, accesses of SRAMs, elements coded.
 
 What an access is follows from the RTL. A core reads the codes of a whole sparse row for a visit, and a 16-bit element
-and a whole dense row (16 bits a lane) for an element issued; FP8 elements issued in pairs read two rows. A row of
-partial sums is written when the next visit is to another row, and the new one is read unless sums start at zero. A LOAD
-writes a beat into the buffers of every core that it names. How many elements are not zero is an expectation, as in
-`lnpu.compiler.cycles`.
+and a whole dense row for an element issued; FP8 elements issued in pairs read two rows. A dense row is the high bits
+and flags of all lanes, and the low bits of banks with an FP16 value. A row of partial sums is written when the next
+visit is to another row, and the new one is read unless sums start at zero. A LOAD writes a beat into the buffers of
+every core that it names, low bits only of FP16 values. How many elements are not zero is an expectation, as in
+`lnpu.compiler.cycles`; every FP16 value is taken to have low bits.
 """
 
 from collections import defaultdict
@@ -16,7 +17,7 @@ from lnpu.compiler.cycles import Fields, Mix, Pages, block_span
 from lnpu.compiler.program import Program
 from lnpu.config import BLOCK, ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, READS_B, READS_C, Opcode, Target, VectorOp
-from lnpu.formats import psum_layout
+from lnpu.formats import LOW_BITS, psum_layout
 
 __all__ = ["count_events", "count_wakes"]
 
@@ -44,8 +45,8 @@ def count_events(program: Program, mixes: Mapping[int, Mix], default: Mix | None
         `mac16`, `mac8`: products. `issue16`, `issue8`: elements issued by the cores; `pair_cycles`: cycles in which one
         or two FP8 elements are. `visits`. `decoded_zero`, `decoded_fp8`, `decoded_fp16`, and `encoded_...`: elements.
         `add32`, `multiply32`, `divide32`, `sum`: element operations of the vector unit; `drained`: sums rounded.
-        `..._read_bits`, `..._write_bits` of the SRAMs `code`, `sparse`, `dense`, `psum` and `vmem`. `cycles_16`: cycles
-        of the cores with an FP16 element. `commands`, `program_bits`.
+        `..._read_bits`, `..._write_bits` of the SRAMs `code`, `sparse`, `dense_high`, `dense_low`, `dense_flag`, `psum`
+        and `vmem`. `cycles_16`: cycles of the cores with an FP16 element. `commands`, `program_bits`.
     """
     counter = _Counter(program.config, mixes, default or Mix())
     for command in program.commands:
@@ -76,6 +77,7 @@ class _Counter:
     def __init__(self, config: ChipConfig, mixes: Mapping[int, Mix], default: Mix) -> None:
         self.config, self.mixes, self.default = config, mixes, default
         self.pages = Pages(config)
+        self._fp16: dict[tuple[int, int], float] = {}  # share of FP16 in the pages of the cores' dense buffers
         self.found: dict[str, float] = defaultdict(float)
         self._rows: dict[tuple[int, ...], int] = {}
         self._psum_bits = psum_layout(config.acc_bits).size
@@ -128,7 +130,11 @@ class _Counter:
             found["visits"] += visits
             found["code_read_bits"] += visits * config.depth * 2
             found["sparse_read_bits"] += 16 * elements
-            found["dense_read_bits"] += 16 * config.lanes * elements
+            values = config.lanes * elements
+            words_low = 1 - (1 - self._fp16.get((core, f["dense_page"]), 0.0)) ** (config.lanes // config.beat)
+            found["dense_high_read_bits"] += (16 - LOW_BITS) * values
+            found["dense_low_read_bits"] += LOW_BITS * words_low * values
+            found["dense_flag_read_bits"] += values
             found["psum_write_bits"] += changes * config.lanes * self._psum_bits
             if not f["initialise"]:
                 found["psum_read_bits"] += changes * config.lanes * self._psum_bits
@@ -159,7 +165,13 @@ class _Counter:
                 found["code_write_bits"] += 2 * placed * cores
                 found["placed_sparse"] += placed * cores
             case Target.DENSE.value:
-                found["dense_write_bits"] += 16 * placed * cores
+                fp16 = mix.nonzero * (1 - mix.fp8)
+                found["dense_high_write_bits"] += (16 - LOW_BITS) * placed * cores
+                found["dense_low_write_bits"] += LOW_BITS * fp16 * placed * cores
+                found["dense_flag_write_bits"] += placed * cores
+                for core in range(config.cores):
+                    if f["cores"] >> core & 1:
+                        self._fp16[core, f["page"]] = fp16
                 found["placed_dense"] += placed * cores
             case _:
                 found["vmem_write_bits"] += 32 * placed

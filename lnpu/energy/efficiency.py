@@ -8,7 +8,7 @@ from lnpu.compiler.cycles import expected_visit_cycles
 from lnpu.config import ChipConfig
 from lnpu.energy.account import Costs, clock_of, macro_bytes
 from lnpu.energy.memory import NODE_65, Node, sram_bit
-from lnpu.formats import psum_layout
+from lnpu.formats import LOW_BITS, psum_layout
 
 __all__ = ["PUBLISHED", "SPARSITIES", "V100", "Published", "peak_efficiency"]
 
@@ -66,12 +66,15 @@ def peak_efficiency(costs: Costs, config: ChipConfig) -> list[dict[str, Any]]:
             elements = depth * (1 - sparsity)
             cycles = expected_visit_cycles(depth, 1 - sparsity, fp8=kind == "fp8")
             issues, event = (elements, "fp16") if kind == "fp16" else (elements / 2, "pair")
+            # Both operands are of this precision.
+            row = (16 - LOW_BITS) * bit["dense_high"] + bit["dense_flag"]
+            row += LOW_BITS * bit["dense_low"] if kind == "fp16" else 0.0
             joules = (
                 cycles * clock
                 + issues * (lanes * core[event]["lane"] + core[event]["core"])
                 + lanes * core["visit"]["lane"]
                 + core["visit"]["core"]
-                + elements * 16 * (bit["sparse"] + lanes * bit["dense"])
+                + elements * (16 * bit["sparse"] + lanes * row)
                 + depth * 2 * bit["code"]
                 + 2 * lanes * psum_layout(config.acc_bits).size * bit["psum"] / _TAPS
             )

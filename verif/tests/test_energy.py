@@ -297,9 +297,45 @@ def test_counts_of_a_convolution():
     assert found["visits"] == 12
     assert found["mac16"] == 12 * 64 * 8
     assert found["mac8"] == 0
-    assert found["dense_read_bits"] == 12 * 64 * 16 * TINY.lanes
+    values = 12 * 64 * TINY.lanes
+    assert (found["dense_high_read_bits"], found["dense_flag_read_bits"]) == (9 * values, values)
+    assert found["dense_low_read_bits"] == 0  # nothing is resident
     assert found["psum_write_bits"] == 4 * TINY.lanes * 102  # a row for three visits
     assert found["psum_read_bits"] == 0
     half = count_events(program, {}, Mix(nonzero=0.5, fp8=1.0))
     assert half["mac8"] == pytest.approx(12 * 32 * 8)
     assert 12 * 16 < half["pair_cycles"] < 12 * 32
+
+
+@pytest.mark.parametrize("fp16", [0.0, 0.1, 0.5])
+def test_counts_of_dense_rows(fp16):
+    """Low bits of the resident operand: written by value, read by word of two values; each page has its own mix."""
+    load = {
+        "target": Target.DENSE.value, "cores": 2, "n_count": 1, "i_count": 1, "j_count": 64, "i_end": 1, "j_end": 64,
+        "channel_beats": 2, "dest_j": 1, "line_blocks": 64, "pixel_j": 1,
+    }  # fmt: skip
+    multiply = {
+        "lanes": 8, "initialise": 1, "count_n": 1, "count_h": 1, "count_w": 1, "count_r": 1, "count_s": 1,
+        "kmask": (1 << 64) - 1,
+    }  # fmt: skip
+    program = Program(TINY)
+    program.commands = [
+        Command(
+            Opcode.LOAD, target=Target.SPARSE.value, cores=3, n_count=1, i_count=1, j_count=1, i_end=1, j_end=1,
+            channel_beats=16, dest_j=1, line_blocks=1, pixel_j=1, table=64,
+        ),
+        Command(Opcode.LOAD, page=0, table=128, **load),
+        Command(Opcode.LOAD, page=1, table=256, **load),
+        Command(Opcode.MULTIPLY, cores=2, dense_page=0, **multiply),
+        Command(Opcode.MULTIPLY, cores=2, dense_page=1, **multiply),
+        Command(Opcode.MULTIPLY, cores=1, dense_page=0, **multiply),  # a core that nothing was loaded into
+    ]  # fmt: skip
+    mixes = {64: Mix(), 128: Mix(nonzero=0.5, fp8=1 - 2 * fp16), 256: Mix(fp8=0.0)}
+    found = count_events(program, mixes)
+    values = 64 * 8
+    assert found["dense_high_write_bits"] == 2 * 9 * values
+    assert found["dense_flag_write_bits"] == 2 * values
+    assert found["dense_low_write_bits"] == pytest.approx(7 * (fp16 + 1) * values)
+    assert found["dense_high_read_bits"] == pytest.approx(3 * 9 * values)
+    assert found["dense_low_read_bits"] == pytest.approx(7 * (1 - (1 - fp16) ** 2 + 1) * values)
+    assert found["placed_dense"] == 2 * values
