@@ -11,6 +11,7 @@ from lnpu.hdl import Block
 __all__ = ["AccumulatorRound"]
 
 _LSB = -48  # exponent of the accumulator's lowest bit
+_F32_INF = 0xFF << 23
 
 
 class AccumulatorRound(Block):
@@ -46,7 +47,7 @@ class AccumulatorRound(Block):
         `o` is infinite or NaN.
     """
 
-    LATENCY = 4
+    LATENCY = 6
     """Enabled cycles from operands to result."""
 
     def __init__(self, acc_bits: int = 97) -> None:
@@ -93,20 +94,35 @@ class AccumulatorRound(Block):
         fp16_1 = keep(self.fp16, "fp16_1")
         saturate_1 = keep(self.saturate, "saturate_1")
 
-        # 2: normalise: 24 bits, guard and sticky, and the exponent of the highest bit (of u).
-        normal, rest, count = normalise(m, sum_1, keep=25, sign=sign_1, name="normal")
-        significand_2 = keep(Cat(rest, normal), "significand_2")
-        exponent = Signal(signed(13))
-        m.d.comb += exponent.eq(shift_1 - count + (self.acc_bits - 2 + _LSB))
-        exponent_2 = keep(exponent, "exponent_2")
+        # 2, 3: normalise, by multiples of 16 and by the rest: 24 bits, guard and sticky. The biased exponent of the
+        # highest bit (of u) is `less` + 1 less what they were shifted by.
+        levels = (self.acc_bits - 1).bit_length()
+        coarse, rest, count = normalise(m, sum_1, keep=25, sign=sign_1, levels=range(4, levels), name="coarse")
+        coarse_2 = keep(coarse, "coarse_2")
+        rest_2 = keep(rest, "rest_2")
+        count_2 = keep(count, "count_2")
         sign_2 = keep(sign_1, "sign_2")
         nan_2 = keep(nan_1, "nan_2")
         infinite_2 = keep(infinite_1, "infinite_2")
+        less = Signal(signed(13))
+        m.d.comb += less.eq(shift_1 + (self.acc_bits - 3 + _LSB) + Mux(fp16_1, 15, 127))
+        less_2 = keep(less, "less_2")
         scale_2 = keep(scale_1, "scale_2")
         fp16_2 = keep(fp16_1, "fp16_2")
         saturate_2 = keep(saturate_1, "saturate_2")
 
-        # 3: align to the format's precision and smallest exponent. A zero goes through all this as a tiny number.
+        normal, rest, count = normalise(m, coarse_2, keep=25, sign=sign_2, levels=range(4), name="normal")
+        significand_3 = keep(Cat(rest | rest_2, normal), "significand_3")
+        count_3 = keep(Cat(count, count_2), "count_3")
+        less_3 = keep(less_2, "less_3")
+        sign_3 = keep(sign_2, "sign_3")
+        nan_3 = keep(nan_2, "nan_3")
+        infinite_3 = keep(infinite_2, "infinite_3")
+        scale_3 = keep(scale_2, "scale_3")
+        fp16_3 = keep(fp16_2, "fp16_3")
+        saturate_3 = keep(saturate_2, "saturate_3")
+
+        # 4: align to the format's precision and smallest exponent. A zero goes through all this as a tiny number.
         zero = Signal()
         biased = Signal(signed(14))
         distance = Signal(signed(14))
@@ -114,10 +130,10 @@ class AccumulatorRound(Block):
         field = Signal(8)
         beyond = Signal()
         m.d.comb += [
-            zero.eq(significand_2[-1] == sign_2),
-            biased.eq(exponent_2 + Mux(fp16_2, 15, 127)),
-            distance.eq(1 - biased),
-            beyond.eq(biased >= Mux(fp16_2, 31, 255)),
+            zero.eq(significand_3[-1] == sign_3),
+            biased.eq(less_3 - count_3 + 1),
+            distance.eq(count_3 - less_3),  # below the smallest exponent
+            beyond.eq(biased >= Mux(fp16_3, 31, 255)),
         ]
         with m.If(zero | (distance > 31)):
             m.d.comb += amount.eq(31)
@@ -126,52 +142,55 @@ class AccumulatorRound(Block):
         with m.Else():
             m.d.comb += field.eq(biased)
         precise = Signal(26)
-        narrow = Cat(significand_2[:14].any(), significand_2[14:], sign_2.replicate(13))
-        m.d.comb += precise.eq(Mux(fp16_2, narrow, significand_2))
-        aligned_3 = keep(shift_right_sticky(m, precise, amount, name="align", fill=sign_2), "aligned_3")
-        field_3 = keep(field, "field_3")
-        beyond_3 = keep(beyond & ~zero, "beyond_3")
-        infinite_3 = keep(infinite_2, "infinite_3")
-        sign_3 = keep(sign_2, "sign_3")
-        nan_3 = keep(nan_2, "nan_3")
-        scale_3 = keep(scale_2, "scale_3")
-        fp16_3 = keep(fp16_2, "fp16_3")
-        saturate_3 = keep(saturate_2, "saturate_3")
+        narrow = Cat(significand_3[:14].any(), significand_3[14:], sign_3.replicate(13))
+        m.d.comb += precise.eq(Mux(fp16_3, narrow, significand_3))
+        aligned_4 = keep(shift_right_sticky(m, precise, amount, name="align", fill=sign_3), "aligned_4")
+        field_4 = keep(field, "field_4")
+        beyond_4 = keep(beyond & ~zero, "beyond_4")
+        infinite_4 = keep(infinite_3, "infinite_4")
+        sign_4 = keep(sign_3, "sign_4")
+        nan_4 = keep(nan_3, "nan_4")
+        scale_4 = keep(scale_3, "scale_4")
+        fp16_4 = keep(fp16_3, "fp16_4")
+        saturate_4 = keep(saturate_3, "saturate_4")
 
-        # 4: round, to a pattern of 15 or 31 bits below the sign, and bring FP16 to FP32. Where only zeros follow the
-        # guard bit of a negative sum, there are ones behind that of u: the guard bit 0 is a tie, 1 is one more.
+        # 5: round, to a pattern of 15 or 31 bits below the sign. Where only zeros follow the guard bit of a negative
+        # sum, there are ones behind that of u: the guard bit 0 is a tie, 1 is one more.
         u = Signal(24)
         packed = Signal(31)
-        inexact, guard, up = aligned_3[0], Signal(), Signal()
+        inexact, guard, up = aligned_4[0], Signal(), Signal()
         m.d.comb += [
-            Cat(guard, u).eq(aligned_3[1:] ^ sign_3.replicate(25)),
-            packed.eq(Mux(fp16_3, Cat(u[:10], field_3[:5]), Cat(u[:23], field_3))),
-            up.eq(Mux(~inexact & (guard ^ sign_3), u[0], guard)),
+            Cat(guard, u).eq(aligned_4[1:] ^ sign_4.replicate(25)),
+            packed.eq(Mux(fp16_4, Cat(u[:10], field_4[:5]), Cat(u[:23], field_4))),
+            up.eq(Mux(~inexact & (guard ^ sign_4), u[0], guard)),
         ]
         rounded = Signal(31, name="sum_rounded")
         m.d.comb += rounded.eq(packed + up)
         overflow = Signal()
         nonfinite = Signal()
-        half = Signal(16)
-        single = Signal(32)
+        pattern = Signal(31)
         m.d.comb += [
-            overflow.eq(beyond_3 | Mux(fp16_3, rounded[10:15].all(), rounded[23:].all())),
-            nonfinite.eq(nan_3 | infinite_3 | (overflow & ~saturate_3)),
+            overflow.eq(beyond_4 | Mux(fp16_4, rounded[10:15].all(), rounded[23:].all())),
+            nonfinite.eq(nan_4 | infinite_4 | (overflow & ~saturate_4)),
         ]
-        with m.If(nan_3):
-            m.d.comb += [half.eq(F16_NAN), single.eq(F32_NAN)]
+        with m.If(nan_4):
+            m.d.comb += pattern.eq(Mux(fp16_4, F16_NAN, F32_NAN))
         with m.Elif(nonfinite):
-            m.d.comb += [half.eq(Cat(Const(F16_INF, 15), sign_3)), single.eq(Cat(Const(0xFF << 23, 31), sign_3))]
+            m.d.comb += pattern.eq(Mux(fp16_4, F16_INF, _F32_INF))
         with m.Elif(overflow):
-            m.d.comb += [
-                half.eq(Cat(Const(F16_INF - 1, 15), sign_3)),
-                single.eq(Cat(Const((0xFF << 23) - 1, 31), sign_3)),
-            ]
+            m.d.comb += pattern.eq(Mux(fp16_4, F16_INF - 1, _F32_INF - 1))
         with m.Else():
-            m.d.comb += [half.eq(Cat(rounded[:15], sign_3)), single.eq(Cat(rounded, sign_3))]
-        scaled = half_to_single(m, half, scale_3, name="scaled")
+            m.d.comb += pattern.eq(rounded)
+        pattern_5 = keep(pattern, "pattern_5")
+        sign_5 = keep(sign_4 & ~nan_4, "sign_5")
+        nonfinite_5 = keep(nonfinite, "nonfinite_5")
+        scale_5 = keep(scale_4, "scale_5")
+        fp16_5 = keep(fp16_4, "fp16_5")
+
+        # 6: bring FP16 to FP32.
+        scaled = half_to_single(m, Cat(pattern_5[:15], sign_5), scale_5, name="scaled")
         m.d.comb += [
-            self.o.eq(keep(Mux(fp16_3, scaled, single), "result_4")),
-            self.nonfinite.eq(keep(nonfinite, "nonfinite_4")),
+            self.o.eq(keep(Mux(fp16_5, scaled, Cat(pattern_5, sign_5)), "result_6")),
+            self.nonfinite.eq(keep(nonfinite_5, "nonfinite_6")),
         ]
         return m

@@ -75,23 +75,28 @@ def leading_zeros(value: Signal) -> Value:
 
 
 def normalise(
-    m: Module, value: Value, *, keep: int, name: str, sign: Value | None = None
+    m: Module, value: Value, *, keep: int, name: str, sign: Value | None = None, levels: range | None = None
 ) -> tuple[Signal, Value, Signal]:
     """`value` shifted left until its highest bit is one.
 
     With `sign` the value is the part below the sign bit of a number in two's complement, and the highest bit becomes
     the opposite of the sign. (For -1 it is the first zero that comes in.)
 
-    Returns the highest `keep` bits, whether any one is below them, and by how many bits it was shifted. Of a zero the
-    count is unspecified, the rest zero.
+    With `levels` it is shifted only by multiples of 2^levels.start and by less than 2^levels.stop, such that the
+    highest one is among the highest 2^levels.start bits: the first of two steps, of which the other has the levels
+    below.
+
+    Returns the highest `keep` bits (and those that the levels below can bring there), whether any one is below them,
+    and by how many bits (or multiples) it was shifted. Of a zero the count is unspecified, the rest zero.
     """
-    levels = len(value).bit_length()
-    count = Signal(levels, name=f"{name}_count")
+    levels = range(len(value).bit_length()) if levels is None else levels
+    count = Signal(len(levels), name=f"{name}_count")
     rest = Const(0, 1)
-    for level in reversed(range(levels)):
+    for level in reversed(levels):
         top = value[-(1 << level) :]
-        m.d.comb += count[level].eq(~(top if sign is None else top ^ sign.replicate(len(top))).any())
-        value, dropped = _shift_left(m, value, 1 << level, count[level], keep, name)
+        shifts = count[level - levels.start]
+        m.d.comb += shifts.eq(~(top if sign is None else top ^ sign.replicate(len(top))).any())
+        value, dropped = _shift_left(m, value, 1 << level, shifts, keep, name)
         rest = rest | dropped
     return value, rest, count
 

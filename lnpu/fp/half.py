@@ -4,10 +4,10 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib.wiring import In, Out
 
 from lnpu.formats import F16_INF, F16_NAN, F32_NAN
-from lnpu.fp.common import Unpacked, normalise, round_packed, shift_right_sticky, unpack
+from lnpu.fp.common import Unpacked, normalise, register, round_packed, shift_right_sticky, unpack
 from lnpu.hdl import Block
 
-__all__ = ["HalfToSingle", "SingleToHalf", "decode_half", "half_to_single", "single_to_half"]
+__all__ = ["HalfToSingle", "SingleToHalf", "decode_half", "half_to_single"]
 
 
 def decode_half(m: Module, i: Value, *, name: str = "half") -> Unpacked:
@@ -30,43 +30,6 @@ def half_to_single(m: Module, i: Value, scale: Value, *, name: str = "single") -
         m.d.comb += result.eq(Cat(Const(0, 31), half.sign))
     with m.Else():
         m.d.comb += result.eq(Cat(Const(0, 13), normal[:10], exponent, half.sign))
-    return result
-
-
-def single_to_half(m: Module, i: Value, scale: Value, saturate: Value, *, name: str = "half") -> Signal:
-    """FP16 pattern of FP32 `i` times 2^-scale, rounded once; see `SingleToHalf`."""
-    single = unpack(m, i, exponent_bits=8, fraction_bits=23, name=f"{name}_single")
-    normal, rest, count = normalise(m, single.significand, keep=12, name=f"{name}_normal")
-    exponent = Signal(signed(10), name=f"{name}_exponent")  # biased, of the highest bit
-    distance = Signal(signed(10), name=f"{name}_distance")  # below the smallest exponent
-    amount = Signal(4, name=f"{name}_amount")
-    field = Signal(5, name=f"{name}_field")
-    beyond = Signal(name=f"{name}_beyond")
-    result = Signal(16, name=name)
-    m.d.comb += [
-        exponent.eq(single.exponent - scale - count - (127 - 15)),
-        distance.eq(1 - exponent),
-        beyond.eq(exponent >= 31),
-    ]
-    with m.If(distance > 15):
-        m.d.comb += amount.eq(15)
-    with m.Elif(distance > 0):
-        m.d.comb += amount.eq(distance)
-    with m.Else():
-        m.d.comb += field.eq(exponent)
-    # 11 bits, guard and sticky
-    aligned = shift_right_sticky(m, Cat(rest, normal), amount, name=f"{name}_align")
-    rounded = round_packed(m, Cat(aligned[2:12], field), aligned[1], aligned[0], name=name)
-    with m.If(single.nan):
-        m.d.comb += result.eq(F16_NAN)
-    with m.Elif(single.infinite):
-        m.d.comb += result.eq(Cat(Const(F16_INF, 15), single.sign))
-    with m.Elif(single.zero):
-        m.d.comb += result.eq(Cat(Const(0, 15), single.sign))
-    with m.Elif(beyond | rounded[10:].all()):
-        m.d.comb += result.eq(Cat(Mux(saturate, F16_INF - 1, F16_INF)[:15], single.sign))
-    with m.Else():
-        m.d.comb += result.eq(Cat(rounded, single.sign))
     return result
 
 
@@ -97,8 +60,12 @@ class HalfToSingle(Block):
 class SingleToHalf(Block):
     """FP32 times 2^-scale, rounded once to FP16 (to nearest even), subnormals of both formats included.
 
+    Takes operands in every cycle with `enable`; the result is on `o` after `LATENCY` such cycles.
+
     Members
     -------
+    enable : In(1)
+        All registers hold while it is 0.
     i : In(32)
         FP32 pattern.
     scale : In(signed(8))
@@ -109,12 +76,55 @@ class SingleToHalf(Block):
         FP16 pattern; 0x7E00 for a NaN.
     """
 
-    combinational = True
+    LATENCY = 2
+    """Enabled cycles from operands to result."""
 
     def __init__(self) -> None:
-        super().__init__({"i": In(32), "scale": In(signed(8)), "saturate": In(1), "o": Out(16)})
+        super().__init__({"enable": In(1), "i": In(32), "scale": In(signed(8)), "saturate": In(1), "o": Out(16)})
 
     def elaborate(self, platform):
         m = Module()
-        m.d.comb += self.o.eq(single_to_half(m, self.i, self.scale, self.saturate))
+
+        def keep(value, name):
+            return register(m, self.enable, value, name=name)
+
+        # 1: normalise: 11 bits, guard and sticky, and the exponent of the highest bit.
+        single = unpack(m, self.i, exponent_bits=8, fraction_bits=23, name="single")
+        normal, rest, count = normalise(m, single.significand, keep=12, name="normal")
+        exponent = Signal(signed(10))  # biased
+        m.d.comb += exponent.eq((single.exponent - self.scale - (127 - 15)) - count)
+        significand_1 = keep(Cat(rest, normal), "significand_1")
+        exponent_1 = keep(exponent, "exponent_1")
+        sign_1 = keep(single.sign, "sign_1")
+        nan_1 = keep(single.nan, "nan_1")
+        infinite_1 = keep(single.infinite, "infinite_1")
+        zero_1 = keep(single.zero, "zero_1")
+        saturate_1 = keep(self.saturate, "saturate_1")
+
+        # 2: align to the smallest exponent, and round.
+        distance = Signal(signed(10))  # below the smallest exponent
+        amount = Signal(4)
+        field = Signal(5)
+        beyond = Signal()
+        m.d.comb += [distance.eq(1 - exponent_1), beyond.eq(exponent_1 >= 31)]
+        with m.If(distance > 15):
+            m.d.comb += amount.eq(15)
+        with m.Elif(distance > 0):
+            m.d.comb += amount.eq(distance)
+        with m.Else():
+            m.d.comb += field.eq(exponent_1)
+        aligned = shift_right_sticky(m, significand_1, amount, name="align")
+        rounded = round_packed(m, Cat(aligned[2:12], field), aligned[1], aligned[0], name="half")
+        result = Signal(16)
+        with m.If(nan_1):
+            m.d.comb += result.eq(F16_NAN)
+        with m.Elif(infinite_1):
+            m.d.comb += result.eq(Cat(Const(F16_INF, 15), sign_1))
+        with m.Elif(zero_1):
+            m.d.comb += result.eq(Cat(Const(0, 15), sign_1))
+        with m.Elif(beyond | rounded[10:].all()):
+            m.d.comb += result.eq(Cat(Mux(saturate_1, F16_INF - 1, F16_INF)[:15], sign_1))
+        with m.Else():
+            m.d.comb += result.eq(Cat(rounded, sign_1))
+        m.d.comb += self.o.eq(keep(result, "result_2"))
         return m

@@ -199,19 +199,22 @@ class StoreUnit(Block):
         row, row_valid, row_taken, row_loaded = self._reader(m, begin, store, raw, is_raw, most)
 
         # Rows to the encoder.
-        half_valid, half_free = Signal(), Signal()
-        halves = Signal(data.ArrayLayout(16, beat), reset_less=True)
-        m.d.comb += half_free.eq(~half_valid | encoder.i.ready)
+        half_valid = Signal(SingleToHalf.LATENCY)
+        half_free = Signal()
+        m.d.comb += half_free.eq(~half_valid[-1] | encoder.i.ready)
         with m.If(half_free):
-            m.d.sync += half_valid.eq(row_valid & ~is_raw)
+            m.d.sync += half_valid.eq(Cat(row_valid & ~is_raw, half_valid[:-1]))
         for e in range(beat):
             half = place(m, f"half{e}", SingleToHalf())
-            m.d.comb += [half.i.eq(row[e]), half.scale.eq(store.scale), half.saturate.eq(store.saturate)]
-            with m.If(half_free):
-                m.d.sync += halves[e].eq(half.o)
+            m.d.comb += [
+                half.enable.eq(half_free),
+                half.i.eq(row[e]),
+                half.scale.eq(store.scale),
+                half.saturate.eq(store.saturate),
+                encoder.i.payload[e].eq(half.o),
+            ]
         m.d.comb += [
-            encoder.i.payload.eq(halves),
-            encoder.i.valid.eq(half_valid),
+            encoder.i.valid.eq(half_valid[-1]),
             encoder.lo.eq(store.lo),
             encoder.hi.eq(store.hi),
             encoder.below.eq(store.below),
@@ -275,7 +278,7 @@ class StoreUnit(Block):
             self.events[name].eq(encoder.events[name])
             for name in ("zero", "underflow", "fp8", "fp16", "nonfinite", "top")
         ]
-        m.d.comb += self.events.dynamic.eq(~is_raw & (store.tensor != 0))
+        m.d.sync += self.events.dynamic.eq(~is_raw & (store.tensor != 0))
         m.d.comb += self.events.kind.eq(Mux(is_raw, raw.kind, store.kind))
         m.d.sync += self.events.plain_bits.eq(Mux(block_placed, 16 * BLOCK, 0) | Mux(row_loaded & is_raw, 32 * beat, 0))
         return m

@@ -76,8 +76,9 @@ class ExactSums(Block):
         psum = psum_layout(config.acc_bits)
         m.submodules.sums = sums = Sram(depth=config.sum_rows, width=psum.size * config.beat)
 
-        # Cycle t of `add`: halves; t + 1: FGMP; t + 2: PE's products, read of the stored row; t + 3: sum; t + 4: store.
-        *_, load = self._delays(m, "load", self.add & self.first & ~self.initialise, 2)
+        # With `add` in t: halves in t and t + 1, FGMP in t + 2, products and the read of the stored row in t + 3, the
+        # sum in t + 4, store in t + 5.
+        *_, load = self._delays(m, "load", self.add & self.first & ~self.initialise, self.LATENCY - 2)
         *_, store = self._delays(m, "store", self.add & self.last, self.LATENCY)
         read_row = Signal(10, reset_less=True)
         write_row = Signal(10, reset_less=True)

@@ -1,6 +1,6 @@
 """One lane of the vector unit's exact sums."""
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -33,7 +33,7 @@ class SumLane(Block):
     add : In(1)
         Take `a` and `b` in this cycle t. The sum with them is on `sum` from cycle t + LATENCY on.
     first : In(1)
-        With `add`: the sum restarts from `start`, sampled in cycle t + 3.
+        With `add`: the sum restarts from `start`, sampled in cycle t + 4.
     a, b : In(32)
     a_shift, b_shift : In(signed(8))
         Stable while elements are under way and while sums are rounded.
@@ -49,7 +49,7 @@ class SumLane(Block):
         RNE(stored * 2^(a_shift + b_shift)) of ROUND_LATENCY enabled cycles before.
     """
 
-    LATENCY = 4
+    LATENCY = SingleToHalf.LATENCY + 3
     ROUND_LATENCY = AccumulatorRound.LATENCY
 
     def __init__(self, *, acc_bits: int) -> None:
@@ -78,29 +78,33 @@ class SumLane(Block):
     def elaborate(self, platform):
         m = Module()
         pe = place(m, "pe", Pe(acc_bits=self.acc_bits))
+        stages = []  # of the conversion: whether there is an element in it, and whether it is the first
+        add, first = self.add, self.first
+        for stage in range(1, SingleToHalf.LATENCY + 1):
+            stages.append((add, first))
+            add, first = Signal(name=f"add_{stage}"), Signal(name=f"first_{stage}")
+            m.d.sync += [add.eq(stages[-1][0]), first.eq(stages[-1][0] & stages[-1][1])]
+        converting = Signal()
+        m.d.comb += converting.eq(Cat(busy for busy, _ in stages).any())
         halves = []
         for name, value, shift in (("a", self.a, self.a_shift), ("b", self.b, self.b_shift)):
             convert = place(m, f"half_{name}", SingleToHalf())
-            half = Signal(16, name=f"half_{name}_o", reset_less=True)
-            m.d.comb += [convert.i.eq(value), convert.scale.eq(shift), convert.saturate.eq(0)]
-            with m.If(self.add):
-                m.d.sync += half.eq(convert.o)
-            halves.append(half)
+            m.d.comb += [
+                convert.enable.eq(converting),
+                convert.i.eq(value),
+                convert.scale.eq(shift),
+                convert.saturate.eq(0),
+            ]
+            halves.append(convert.o)
         quantizer = place(m, "quantizer", Quantizer())
         m.d.comb += [
             quantizer.v.eq(halves[0]),
             *(getattr(quantizer, name).eq(self.fgmp[name]) for name in ("lo", "hi", "below", "above")),
         ]
         a, b = Signal(16, reset_less=True), Signal(16, reset_less=True)
-        converted, restarted = Signal(), Signal()
         added, load = Signal(), Signal()
-        m.d.sync += [
-            converted.eq(self.add),
-            restarted.eq(self.add & self.first),
-            added.eq(converted),
-            load.eq(restarted),
-        ]
-        with m.If(converted):
+        m.d.sync += [added.eq(add), load.eq(first)]
+        with m.If(add):
             m.d.sync += [a.eq(Mux(self.fgmp.quantise, quantizer.value, halves[0])), b.eq(halves[1])]
         m.d.comb += [
             pe.a[0].eq(a),

@@ -49,7 +49,7 @@ def test_half_to_single():
 
 
 def test_single_to_half():
-    run(SingleToHalf(), "verif.half_tb", unit="single_to_half", count=60_000)
+    run(SingleToHalf(), "verif.half_tb", unit="single_to_half", latency=SingleToHalf.LATENCY, count=60_000)
 
 
 @pytest.mark.parametrize(("acc_bits", "count"), [(97, 30_000), (84, 6_000), (128, 6_000)])
