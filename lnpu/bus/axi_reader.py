@@ -67,10 +67,12 @@ class BurstSplitter:
 
         page_bits = (PAGE >> shift).bit_length() - 1
         to_page_end = Signal(page_bits + 1, name="burst_to_page_end")
+        end = Signal(17, name="burst_page_words")  # of the whole request, from the beginning of the page on
         m.d.comb += [
             to_page_end.eq((1 << page_bits) - word[:page_bits]),
             self.address.eq(word << shift),
-            self.last.eq(left == self.beats),
+            end.eq(word[:page_bits] + left),
+            self.last.eq((left <= self._longest) & (end <= 1 << page_bits)),
         ]
         limit = Signal.like(self.beats, name="burst_limit")
         m.d.comb += [

@@ -113,21 +113,24 @@ class LoadWalker(Block):
 
         # Counters, and what follows them, each with one adder.
         n, i, j = Signal(12, reset_less=True), Signal(12, reset_less=True), Signal(12, reset_less=True)
-        j_last, i_last, n_last = Signal(), Signal(), Signal()
+        j_last, i_last, n_last = (Signal(name=f"{loop}_last", reset_less=True) for loop in "jin")
         active, step = Signal(), Signal()
-        m.d.comb += [
-            j_last.eq(j + 1 == walk.j_count),
-            i_last.eq(i + 1 == walk.i_count),
-            n_last.eq(n + 1 == walk.n_count),
-        ]
+
+        def begin(index, last, count):
+            return [index.eq(0), last.eq(count == 1)]
+
+        def go_on(index, last, count):
+            return [index.eq(index + 1), last.eq(index + 2 == count)]
+
+        of_n, of_i, of_j = (n, n_last, walk.n_count), (i, i_last, walk.i_count), (j, j_last, walk.j_count)
         with m.If(self.start):
-            m.d.sync += [active.eq(1), n.eq(0), i.eq(0), j.eq(0)]
+            m.d.sync += [active.eq(1), begin(*of_n), begin(*of_i), begin(*of_j)]
         with m.Elif(step):
-            m.d.sync += j.eq(j + 1)
+            m.d.sync += go_on(*of_j)
             with m.If(j_last):
-                m.d.sync += [j.eq(0), i.eq(i + 1)]
+                m.d.sync += [begin(*of_j), go_on(*of_i)]
                 with m.If(i_last):
-                    m.d.sync += [i.eq(0), n.eq(n + 1)]
+                    m.d.sync += [begin(*of_i), go_on(*of_n)]
                     with m.If(n_last):
                         m.d.sync += active.eq(0)
 
@@ -616,38 +619,39 @@ class LoadUnit(Block):
                 address.eq(slot2 + offset),
             ]
 
-        # 4: its words. The first is there already if it was the last of the block before.
+        # 4: its words. The first is there already if it was the last of the block before. Behind this, a buffer of two
+        # blocks, so that none of these steps hangs on the memory's `ready`.
         last_word = Signal(config.address_bits - word_bits, name="last_word", reset_less=True)
         last_valid = Signal(name="last_word_valid")
-        found, kept, more = Signal(name="block_found"), Signal(name="word_kept"), Signal(5, name="words_more")
-        next_address = Signal(config.address_bits - word_bits, name="next_address", reset_less=True)
-        next_words, next_block = Signal(5, reset_less=True), Signal(aligned_block(config), reset_less=True)
+        kept, more = Signal(name="word_kept"), Signal(5, name="words_more")
+        layout = data.StructLayout(
+            {"address": config.address_bits - word_bits, "words": 5, "block": aligned_block(config)}
+        )
+        found = place(m, "found_blocks", RegisterFifo(shape=layout, depth=2))
         flying = place(m, "blocks_in_flight", RegisterFifo(shape=aligned_block(config), depth=BLOCKS_IN_FLIGHT))
         m.d.comb += [
             more.eq((address[:word_bits] + length3 - 1) >> word_bits),
             kept.eq(last_valid & (last_word == address[word_bits:]) & (length3 != 0)),
-            advance.eq(~found | (flying.i.valid & flying.i.ready)),
-            request.valid.eq(found & (next_words != 0) & flying.i.ready),
-            request.payload.address.eq(next_address << word_bits),
-            request.payload.words.eq(next_words),
+            advance.eq(~valid3 | found.i.ready),
+            found.i.valid.eq(valid3),
+            found.i.payload.address.eq(address[word_bits:] + kept),
+            found.i.payload.words.eq(Mux(length3 == 0, 0, more + 1 - kept)),
+            found.i.payload.block.length.eq(length3),
+            found.i.payload.block.shift.eq(address[:word_bits]),
+            found.i.payload.block.kept.eq(kept),
+            request.valid.eq(found.o.valid & (found.o.payload.words != 0) & flying.i.ready),
+            request.payload.address.eq(found.o.payload.address << word_bits),
+            request.payload.words.eq(found.o.payload.words),
             request.payload.kind.eq(load.kind),
-            flying.i.valid.eq(found & ((next_words == 0) | request.ready)),
-            flying.i.payload.eq(next_block),
+            flying.i.valid.eq(found.o.valid & ((found.o.payload.words == 0) | request.ready)),
+            flying.i.payload.eq(found.o.payload.block),
+            found.o.ready.eq(flying.i.valid & flying.i.ready),
         ]
-        with m.If(advance):
-            m.d.sync += [
-                found.eq(valid3),
-                next_address.eq(address[word_bits:] + kept),
-                next_words.eq(Mux(length3 == 0, 0, more + 1 - kept)),
-                next_block.length.eq(length3),
-                next_block.shift.eq(address[:word_bits]),
-                next_block.kept.eq(kept),
-            ]
-            with m.If(valid3 & (length3 != 0)):
-                m.d.sync += [last_word.eq(address[word_bits:] + more), last_valid.eq(1)]
+        with m.If(advance & valid3 & (length3 != 0)):
+            m.d.sync += [last_word.eq(address[word_bits:] + more), last_valid.eq(1)]
         with m.If(start):
             m.d.sync += last_valid.eq(0)
-        m.d.comb += done.eq(walked & ~(blocks.o.valid | valid1 | valid2 | valid3 | found))
+        m.d.comb += done.eq(walked & ~(blocks.o.valid | valid1 | valid2 | valid3 | found.o.valid))
 
         aligner = place(m, "aligner", Aligner(config=config))
         m.d.comb += [

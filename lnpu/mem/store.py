@@ -122,6 +122,7 @@ class StoreUnit(Block):
 
         held = Signal(LAYOUTS[Opcode.STORE].size, reset_less=True)
         store = data.View(LAYOUTS[Opcode.STORE], held)
+        offered = data.View(LAYOUTS[Opcode.STORE], self.command.payload[: LAYOUTS[Opcode.STORE].size])
         raw = data.View(LAYOUTS[Opcode.STORE_RAW], held[: LAYOUTS[Opcode.STORE_RAW].size])
         is_raw = Signal()
         m.d.comb += is_raw.eq(store.opcode == Opcode.STORE_RAW)
@@ -170,7 +171,10 @@ class StoreUnit(Block):
             with m.State("IDLE"):
                 m.d.comb += self.command.ready.eq(1)
                 with m.If(self.command.valid):
-                    m.d.sync += held.eq(self.command.payload)
+                    m.d.sync += [
+                        held.eq(self.command.payload),
+                        self.events.dynamic.eq((offered.opcode == Opcode.STORE) & (offered.tensor != 0)),
+                    ]
                     m.next = "CHECK"
             with m.State("CHECK"):
                 with m.If(is_raw):
@@ -278,7 +282,6 @@ class StoreUnit(Block):
             self.events[name].eq(encoder.events[name])
             for name in ("zero", "underflow", "fp8", "fp16", "nonfinite", "top")
         ]
-        m.d.sync += self.events.dynamic.eq(~is_raw & (store.tensor != 0))
         m.d.comb += self.events.kind.eq(Mux(is_raw, raw.kind, store.kind))
         m.d.sync += self.events.plain_bits.eq(Mux(block_placed, 16 * BLOCK, 0) | Mux(row_loaded & is_raw, 32 * beat, 0))
         return m
