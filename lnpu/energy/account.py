@@ -38,7 +38,8 @@ class Costs:
     pe : dict
         From `measure_pe`.
     core : dict
-        From `measure_core`: `lane` and `core` parts of `idle`, `clock`, `visit`, `fp16`, `pair`, `fill`.
+        From `measure_core`: `lane` and `core` parts of `idle`, `clock`, `visit`, `fp16`, `pair`, `fp16_masked`,
+        `pair_masked`, `fill`.
     coding : dict
         From `measure_coding`.
     flip_flop : float
@@ -66,6 +67,7 @@ def macro_bytes(config: ChipConfig) -> dict[str, float]:
         "dense_high": config.dense_rows * (16 - LOW_BITS) * groups / 8,
         "dense_low": config.dense_rows * LOW_BITS * groups / 8,
         "dense_flag": config.dense_rows * groups / 8,
+        "mask": config.psum_rows * config.lanes / 8,
         "psum": config.psum_rows * psum_layout(config.acc_bits).size / 8,
         "vmem": config.vmem_rows / BANKS * 32 * config.beat / 8,
     }
@@ -92,7 +94,7 @@ def step_energy(
     gates : bool
         Whether clock gates stop the clocks of idle cores, as they do. Without them these run on.
     """
-    count = {**dict.fromkeys(("mac8", "issue8"), 0.0), **events}
+    count = {**dict.fromkeys(("mac8", "issue8", "gated16", "gated8"), 0.0), **events}
     core = costs.core
     lanes = count["issue16"] and count["mac16"] / count["issue16"]  # working lanes of an issue, on average
     lanes = lanes or (count["mac8"] / count["issue8"] if count["issue8"] else 0.0)
@@ -101,8 +103,10 @@ def step_energy(
     awake = min(idle, count.get("core_wakes", 0)) if gates else idle
     to_node = NODE_45.scale_to(costs.node)
     found = {
-        "products": count["mac16"] * core["fp16"]["lane"]
-        + count["mac8"] / 2 * core["pair"]["lane"]
+        "products": (count["mac16"] - count["gated16"]) * core["fp16"]["lane"]
+        + (count["mac8"] - count["gated8"]) / 2 * core["pair"]["lane"]
+        + count["gated16"] * core["fp16_masked"]["lane"]
+        + count["gated8"] / 2 * core["pair_masked"]["lane"]
         + count["visits"] * lanes * core["visit"]["lane"],
         "control": count["issue16"] * core["fp16"]["core"]
         + count["issue8"] / 2 * core["pair"]["core"]

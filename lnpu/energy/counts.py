@@ -42,11 +42,12 @@ def count_events(program: Program, mixes: Mapping[int, Mix], default: Mix | None
     Returns
     -------
     dict
-        `mac16`, `mac8`: products. `issue16`, `issue8`: elements issued by the cores; `pair_cycles`: cycles in which one
-        or two FP8 elements are. `visits`. `decoded_zero`, `decoded_fp8`, `decoded_fp16`, and `encoded_...`: elements.
-        `add32`, `multiply32`, `divide32`, `sum`: element operations of the vector unit; `drained`: sums rounded.
-        `..._read_bits`, `..._write_bits` of the SRAMs `code`, `sparse`, `dense_high`, `dense_low`, `dense_flag`, `psum`
-        and `vmem`. `cycles_16`: cycles of the cores with an FP16 element. `commands`, `program_bits`.
+        `mac16`, `mac8`: products; `gated16`, `gated8`: those of them in masked lanes (a mask's elements that are not
+        zero are taken to be positive, as a ReLU's are). `issue16`, `issue8`: elements issued by the cores;
+        `pair_cycles`: cycles in which one or two FP8 elements are. `visits`. `decoded_zero`, `decoded_fp8`,
+        `decoded_fp16`, and `encoded_...`: elements. `add32`, `multiply32`, `divide32`, `sum`: element operations of the
+        vector unit; `drained`: sums rounded. `..._read_bits`, `..._write_bits` of the SRAMs `code`, `sparse`,
+        `dense_high`, `dense_low`, `dense_flag`, `mask`, `psum` and `vmem`. `commands`, `program_bits`.
     """
     counter = _Counter(program.config, mixes, default or Mix())
     for command in program.commands:
@@ -63,7 +64,7 @@ def count_wakes(program: Program) -> list[float]:
     for command in program.commands:
         f = Fields(command.fields)
         match command.opcode:
-            case Opcode.LOAD if f["target"] in (Target.SPARSE.value, Target.DENSE.value):
+            case Opcode.LOAD if f["target"] not in (Target.VMEM.value, Target.VMEM_DENSE.value):
                 beats = f["n_count"] * f["i_count"] * f["j_count"] * f["channel_beats"]
                 found[-1] += beats * f["cores"].bit_count()
             case Opcode.DRAIN:
@@ -78,6 +79,7 @@ class _Counter:
         self.config, self.mixes, self.default = config, mixes, default
         self.pages = Pages(config)
         self._fp16: dict[tuple[int, int], float] = {}  # share of FP16 in the pages of the cores' dense buffers
+        self._live: dict[tuple[int, int], float] = {}  # share of ones in the pages of their mask stores
         self.found: dict[str, float] = defaultdict(float)
         self._rows: dict[tuple[int, ...], int] = {}
         self._psum_bits = psum_layout(config.acc_bits).size
@@ -124,6 +126,11 @@ class _Counter:
             found["mac8"] += n8 * f["lanes"]
             found["issue16"] += n16
             found["issue8"] += n8
+            if f["masked"]:
+                gated = 1 - self._live[core, f["mask_page"]]
+                found["gated16"] += gated * n16 * f["lanes"]
+                found["gated8"] += gated * n8 * f["lanes"]
+                found["mask_read_bits"] += visits * config.lanes // config.beat + changes * config.lanes
             # Visits of nothing take a cycle too: with FP8 elements they are among these.
             found["pair_cycles"] += max(n8 / 2, cycles - n16) if n8 else 0.0
             found["core_cycles"] += cycles
@@ -173,6 +180,11 @@ class _Counter:
                     if f["cores"] >> core & 1:
                         self._fp16[core, f["page"]] = fp16
                 found["placed_dense"] += placed * cores
+            case Target.MASK.value | Target.MASK_DENSE.value:
+                found["mask_write_bits"] += placed * cores * (1 + 1 / config.beat)
+                for core in range(config.cores):
+                    if f["cores"] >> core & 1:
+                        self._live[core, f["page"]] = mix.nonzero
             case _:
                 found["vmem_write_bits"] += 32 * placed
 

@@ -62,7 +62,8 @@ def _event_rows(report: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
     labels = {
         "idle": "idle cycle, clock gated", "clock": "cycle of its clock",
         "visit": "visit (a row of 64 without elements)", "fp16": "FP16 element issued",
-        "pair": "cycle with FP8 elements", "fill": "element written to a buffer",
+        "pair": "cycle with FP8 elements", "fp16_masked": "FP16 element issued, lane masked",
+        "pair_masked": "cycle with FP8 elements, lane masked", "fill": "element written to a buffer",
     }  # fmt: skip
     for name, label in labels.items():
         yield f"core, shared part: {label}", pj(core[name]["core"]), "measured"

@@ -27,7 +27,7 @@ from lnpu.energy.tiles import Tile, Tiles
 from lnpu.fgmp.decoder import Decoder, decoder_input
 from lnpu.fgmp.encoder import Encoder, block_place
 from lnpu.hdl import Block
-from lnpu.interfaces import buffer_write
+from lnpu.interfaces import Buffer, buffer_write
 from lnpu.pe.pe import Pe
 from lnpu.results import lock
 from lnpu.synth.liberty import Liberty
@@ -156,16 +156,19 @@ def measure_pe(bench: Bench, tiles: Tiles) -> dict[str, float]:
 # Core.
 
 
-def _beats(config: ChipConfig, *, dense: bool, bits: NDArray, codes: NDArray) -> list[int]:
-    """Values of a fill port that write rows of elements, a beat each."""
+def _beats(config: ChipConfig, *, buffer: Buffer, bits: NDArray, codes: NDArray) -> list[int]:
+    """Values of a fill port that write rows of elements (of the mask store: bits), a beat each."""
     layout = buffer_write(config)
     words = []
     for row in range(len(bits)):
         for column in range(0, bits.shape[1], config.beat):
             part, code = bits[row, column : column + config.beat], codes[row, column : column + config.beat]
-            value = sum(int(x) << 16 * i for i, x in enumerate(part))
-            value |= sum(int(x) << (16 * config.beat + 2 * i) for i, x in enumerate(code))
-            fields = {"valid": 1, "cores": 1, "dense": int(dense), "row": row, "column": column, "beat": value}
+            fields = {"valid": 1, "cores": 1, "buffer": buffer.value, "row": row, "column": column}
+            if buffer is Buffer.MASK:
+                fields["mask"] = sum(int(x) << i for i, x in enumerate(part))
+            else:
+                fields["beat"] = sum(int(x) << 16 * i for i, x in enumerate(part))
+                fields["beat"] |= sum(int(x) << (16 * config.beat + 2 * i) for i, x in enumerate(code))
             words.append(sum(x << layout[name].offset for name, x in fields.items()))
     return words
 
@@ -175,11 +178,19 @@ def _set_wide(stimulus: Stimulus, port: str, cycle: int, value: int, width: int)
         stimulus.set(port, value >> bit & (1 << 64) - 1, slice(cycle, cycle + 1), bit)
 
 
-def _core_stimulus(bench: Bench, tile: Tile, tiles: Tiles, cycles: int, commands: int) -> tuple[Stimulus, int]:
-    """Fills both buffers, then multiplies: three taps over 4x8 pixels, then onto these sums again; when it starts."""
-    sparse = _beats(SLICE, dense=False, bits=tile.bits, codes=tile.codes)
+def _core_stimulus(
+    bench: Bench, tile: Tile, tiles: Tiles, cycles: int, commands: int, *, masked: bool = False
+) -> tuple[Stimulus, int]:
+    """Fills the buffers, then multiplies: three taps over 4x8 pixels, then onto these sums again; when it starts.
+
+    `masked`: every other lane is.
+    """
+    sparse = _beats(SLICE, buffer=Buffer.SPARSE, bits=tile.bits, codes=tile.codes)
     dense = tiles.dense[:, : SLICE.lanes]
-    resident = _beats(SLICE, dense=True, bits=dense, codes=np.full(dense.shape, CODE_FP16))
+    resident = _beats(SLICE, buffer=Buffer.DENSE, bits=dense, codes=np.full(dense.shape, CODE_FP16))
+    if masked:
+        live = np.tile(np.arange(SLICE.lanes) % 2, (_ROWS * _PIXELS, 1))
+        resident += _beats(SLICE, buffer=Buffer.MASK, bits=live, codes=live)
     begin = 4 + max(len(sparse), len(resident))
     stimulus = bench.stimulus(begin + cycles)
     stimulus.set("rst", 1, slice(0, 2))
@@ -189,9 +200,9 @@ def _core_stimulus(bench: Bench, tile: Tile, tiles: Tiles, cycles: int, commands
             _set_wide(stimulus, port, cycle, word, width)
     for number in range(commands):
         command = Command(
-            Opcode.MULTIPLY, cores=1, lanes=SLICE.lanes, initialise=int(number == 0), count_n=1, count_h=_ROWS,
-            count_w=_PIXELS, count_r=1, count_s=3, row=_HALO, row_h=_HALO, row_w=1, row_s=1, psum_h=_PIXELS, psum_w=1,
-            dense_s=SLICE.depth, kmask=(1 << SLICE.depth) - 1,
+            Opcode.MULTIPLY, cores=1, lanes=SLICE.lanes, masked=int(masked), initialise=int(number == 0),
+            count_n=1, count_h=_ROWS, count_w=_PIXELS, count_r=1, count_s=3, row=_HALO, row_h=_HALO, row_w=1, row_s=1,
+            psum_h=_PIXELS, psum_w=1, dense_s=SLICE.depth, kmask=(1 << SLICE.depth) - 1,
         )  # fmt: skip
         at = begin + 4 * number
         _set_wide(stimulus, "command__payload", at, int.from_bytes(command.encode(), "little"), 512)
@@ -226,9 +237,9 @@ def measure_core(bench: Bench, tiles: Tiles, progress: Any = lambda text: None) 
     -------
     dict
         `idle`: a cycle in which the gate stops the clock. `clock`: a cycle with the clock. The others come on top of
-        that: `visit`; `fp16`: an FP16 element issued; `pair`: a cycle with FP8 elements; `fill`: an element written
-        into a buffer. `checked`: for tiles with zeros, cycles, visits, elements, and the energy found and put together
-        from these.
+        that: `visit`; `fp16`: an FP16 element issued; `pair`: a cycle with FP8 elements; `fp16_masked`, `pair_masked`:
+        the same for a lane that is masked; `fill`: an element written into a buffer. `checked`: for tiles with zeros,
+        cycles, visits, elements, and the energy found and put together from these.
     """
     found: dict[str, dict[str, float]] = {}
     idle = bench.stimulus(300)
@@ -244,10 +255,11 @@ def measure_core(bench: Bench, tiles: Tiles, progress: Any = lambda text: None) 
     base = {part: found["clock"][part] * (begin - 4) + found["idle"][part] * 3 for part in energies}
     both = {part: (energies[part] * (begin - 1) - base[part]) / sum(count.values()) for part in energies}
     found["fill"] = both
-    for name in ("dense16", "dense8", "fgmp", "fp16", "error", "zero"):
+    for name in ("dense16", "dense8", "fgmp", "fp16", "error", "zero", "dense16_masked", "dense8_masked"):
         progress(f"core: {name}")
-        cycles = _cycles(tiles.sparse[name])
-        stimulus, begin = _core_stimulus(bench, tiles.sparse[name], tiles, cycles, 2)
+        tile = tiles.sparse[name.removesuffix("_masked")]
+        cycles = _cycles(tile)
+        stimulus, begin = _core_stimulus(bench, tile, tiles, cycles, 2, masked=name.endswith("_masked"))
         used, outputs = bench.run(stimulus, begin)
         events = _events(outputs, begin)
         if outputs["busy"][-1].any():
@@ -262,13 +274,19 @@ def measure_core(bench: Bench, tiles: Tiles, progress: Any = lambda text: None) 
             "pair": float(pairs),
         }
         runs[name] = _parts(used), counts | {"fp8": float(n8)}
-    for name, source in (("visit", "zero"), ("fp16", "dense16"), ("pair", "dense8")):
+    for name, source in (
+        ("visit", "zero"), ("fp16", "dense16"), ("pair", "dense8"),
+        ("fp16_masked", "dense16_masked"), ("pair_masked", "dense8_masked"),
+    ):  # fmt: skip
         energy, counts = runs[source]
+        number = counts[name.removesuffix("_masked")]
         found[name] = {
-            part: (energy[part] * counts["cycles"] - _base(found, counts, part)) / counts[name]
-            - (found["visit"][part] * counts["visit"] / counts[name] if name != "visit" else 0.0)
+            part: (energy[part] * counts["cycles"] - _base(found, counts, part)) / number
+            - (found["visit"][part] * counts["visit"] / number if name != "visit" else 0.0)
             for part in energy
         }
+    for name in ("fp16", "pair"):  # a lane of those workloads was the mean of one that is masked and one that is not
+        found[f"{name}_masked"]["lane"] = 2 * found[f"{name}_masked"]["lane"] - found[name]["lane"]
     checked = {}
     for name in ("fgmp", "fp16", "error"):
         energy, counts = runs[name]

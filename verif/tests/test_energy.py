@@ -243,6 +243,7 @@ def test_against_opensta(tmp_path):
 def _costs():
     parts = {"core": 2e-12, "lane": 1e-12}
     core = dict.fromkeys(("clock", "visit", "fp16", "pair", "fill"), parts) | {"idle": {"core": 3e-13, "lane": 0.0}}
+    core |= {f"{name}_masked": {"core": 2e-12, "lane": 1e-13} for name in ("fp16", "pair")}
     coding = {f"{way}_{kind}": 1e-12 for way in ("encoded", "decoded") for kind in ("zero", "fp8", "fp16")}
     return Costs({}, core, coding, 1e-13, 1000, Node(180, 1.8))
 
@@ -264,6 +265,8 @@ def test_step_adds_up():
     assert ungated == found | {"clock_idle": pytest.approx((20 * 12 - 12) * (2 + 64) * pico)}
     awake = step_energy(_costs(), PAPER, events | {"core_wakes": 28.0})
     assert awake["clock_idle"] == pytest.approx((28 * (2 + 64) + 200 * 0.3) * pico)
+    masked = step_energy(_costs(), PAPER, events | {"gated16": 100.0, "gated8": 56.0})
+    assert masked == found | {"products": pytest.approx(found["products"] - 0.9 * (100 + 28) * pico)}
 
 
 def test_peak_efficiency():
@@ -305,6 +308,35 @@ def test_counts_of_a_convolution():
     half = count_events(program, {}, Mix(nonzero=0.5, fp8=1.0))
     assert half["mac8"] == pytest.approx(12 * 32 * 8)
     assert 12 * 16 < half["pair_cycles"] < 12 * 32
+
+
+def test_counts_of_masks():
+    """Products in masked lanes, by the mask of the core's page; accesses of the mask store."""
+    program = Program(TINY)
+    load = {"n_count": 1, "i_count": 1, "i_end": 1, "dest_j": 1, "pixel_j": 1, "line_blocks": 4}
+    mask = load | {"cores": 3, "j_count": 4, "j_end": 4, "channel_beats": 2}
+    multiply = {
+        "lanes": 8, "initialise": 1, "count_n": 1, "count_h": 1, "count_w": 4, "count_r": 1, "count_s": 3,
+        "psum_w": 1, "kmask": (1 << 64) - 1,
+    }  # fmt: skip
+    program.commands = [
+        Command(
+            Opcode.LOAD, target=Target.SPARSE.value, cores=3, j_count=4, j_end=4, channel_beats=16, table=64, **load
+        ),
+        Command(Opcode.LOAD, target=Target.MASK.value, page=0, table=128, **mask),
+        Command(Opcode.LOAD, target=Target.MASK_DENSE.value, page=1, table=256, **mask),
+        Command(Opcode.MULTIPLY, cores=1, masked=1, mask_page=0, **multiply),
+        Command(Opcode.MULTIPLY, cores=2, masked=1, mask_page=1, **multiply),
+        Command(Opcode.MULTIPLY, cores=2, **multiply),
+    ]
+    found = count_events(program, {64: Mix(fp8=0.0), 128: Mix(nonzero=0.75), 256: Mix(nonzero=0.5)})
+    products = 12 * found["issue16"] / 36 * 8
+    assert found["mac16"] == 3 * products
+    assert found["gated16"] == pytest.approx((0.25 + 0.5) * products)
+    assert found["gated8"] == 0
+    assert found["mask_write_bits"] == 2 * 2 * 4 * (8 + 2)
+    assert found["mask_read_bits"] == 2 * (12 * 2 + 4 * 8)
+    assert count_wakes(program) == [2 * 4 * 16 + 2 * 2 * 4 * 2]
 
 
 @pytest.mark.parametrize("fp16", [0.0, 0.1, 0.5])
