@@ -15,16 +15,45 @@ from verif.sparse_buffer_tb import BufferWriter
 LOW = (1 << LOW_BITS) - 1
 
 
+class Ports:
+    """Two ports on a signal, of which any takes the first word of a cycle, the other one the second."""
+
+    def __init__(self, signal, random) -> None:
+        self._signal, self._random = signal, random
+        self._words, self._free = [0, 0], [0, 1]
+
+    def __len__(self) -> int:
+        return len(self._signal) // 2
+
+    def begin(self) -> None:
+        """A new cycle: noise without `valid` on both."""
+        size = len(self)
+        self._words = [int.from_bytes(self._random.bytes(-(-size // 8)), "little") % (1 << size) & ~1 for _ in range(2)]
+        self._free = [int(port) for port in self._random.permutation(2)]
+        self._drive()
+
+    def _drive(self) -> None:
+        self._signal.value = self._words[0] | self._words[1] << len(self)
+
+    def _put(self, word: int) -> None:
+        self._words[self._free.pop()] = word
+        self._drive()
+
+    value = property(fset=_put)
+
+
 class DenseWriter(BufferWriter):
-    """Writes values of which a share `fp16` has low bits; knows the last beat and when each value was written."""
+    """Writes values of which a share `fp16` has low bits; knows a cycle's beats and when each value was written."""
 
     fp16 = 1.0
 
-    def __init__(self, port, config: ChipConfig, random) -> None:
-        super().__init__(port, config, config.dense_rows, config.lanes, random)
+    def __init__(self, signal, config: ChipConfig, random) -> None:
+        self._ports = Ports(signal, random)
+        super().__init__(self._ports, config, config.dense_rows, config.lanes, random)
         self.now = 0
         self.when = np.full(self.data.shape, -1)
-        self.last: tuple | None = None
+        self.last: list[tuple] = []
+        self.idle()
 
     def values(self):
         """FP8 patterns, zeros among them, and FP16 patterns; of these half have a single low bit."""
@@ -39,11 +68,12 @@ class DenseWriter(BufferWriter):
         beat = self._config.beat
         place = np.s_[page, row : row + beat, column] if transpose else np.s_[page, row, column : column + beat]
         self.when[place] = self.now
-        self.last = page, row, column, transpose, data
+        self.last.append((page, row, column, transpose, data))
 
     def idle(self) -> None:
-        super().idle()
-        self.last = None
+        """Before the beats of a cycle."""
+        self._ports.begin()
+        self.last = []
 
 
 @dataclass
@@ -67,9 +97,9 @@ class Bench:
         for name in ("enable", "page", "row"):
             getattr(dut, name).value = 0
         self.writer = DenseWriter(dut.write, config, self.random)
-        banks = [(parity, c) for parity in range(2) for c in range(config.beat)]
-        self.low = {bank: getattr(dut, "low_{}_{}".format(*bank)) for bank in banks}
-        self.high = {bank: getattr(dut, "high_{}_{}".format(*bank)) for bank in banks}
+        banks = [(page, parity, c) for page in range(2) for parity in range(2) for c in range(config.beat)]
+        self.low = {bank: getattr(dut, "low_{}_{}_{}".format(*bank)) for bank in banks}
+        self.high = {bank: getattr(dut, "high_{}_{}_{}".format(*bank)) for bank in banks}
         self.requests: list[Request | None] = [None, None]
         self.low_reads = self.low_writes = 0
         self.edge = RisingEdge(dut.clk)
@@ -79,11 +109,12 @@ class Bench:
         self.writer.fp16 = fp16
         self.dut.enable.value = 0
         for beat in self.writer.fill():
+            self.writer.idle()
             self.writer.beat(*beat)
             await self._cycle(None)
 
     async def work(self, cycles: int) -> None:
-        """Random reads of one or two rows beside random writes, both in most cycles."""
+        """Random reads of one or two rows beside random writes, to one page or both, in most cycles."""
         config, random, writer, dut = self.config, self.random, self.writer, self.dut
         bits = (config.dense_rows - 1).bit_length()
         recent = [(0, 0)] * 4  # page and row written in the last cycles, this one's last
@@ -99,11 +130,12 @@ class Bench:
             rows = [row if enable >> i & 1 else None for i, row in enumerate((first, second))]
             data = [writer.data[page, row].copy() if row is not None else None for row in rows]
             request = Request(writer.now, page, rows, data)
+            writer.idle()
             if random.random() < 0.8:
                 writer.random_beat()
-                recent = [*recent[1:], writer.last[:2]]
-            else:
-                writer.idle()
+                if random.random() < 0.5:
+                    writer.random_beat(pages=(1 - writer.last[0][0],))
+                recent = [*recent[len(writer.last) :], *(beat[:2] for beat in writer.last)]
             await self._cycle(request)
         writer.idle()
         dut.enable.value = 0
@@ -133,33 +165,33 @@ class Bench:
         """Low parts are read in words with low bits, and written in values with low bits; nowhere else."""
         beat = self.config.beat
         groups = self.config.lanes // beat
-        written: dict[tuple[int, int], int] = {}
-        if self.writer.last is not None:
-            _, row, column, transpose, data = self.writer.last
+        written: dict[tuple[int, int, int], int] = {}
+        for page, row, column, transpose, data in self.writer.last:
             for e, value in enumerate(data):
                 r, lane = (row + e, column) if transpose else (row, column + e)
                 if value & LOW:
-                    written[r % 2, (r + lane) % beat] = 1 << lane // beat
+                    written[page, r % 2, (r + lane) % beat] = 1 << lane // beat
         for bank, sram in self.low.items():
             enable = int(sram.w_en.value)
             assert enable == written.get(bank, 0), f"cycle {self.writer.now}: low bits of bank {bank} written: {enable}"
             self.low_writes += enable.bit_count()
-        for parity in range(2):
+        for page, parity in np.ndindex(2, 2):
             row = None
-            if request is not None:
+            if request is not None and request.page == page:
                 row = next((r for r in request.rows if r is not None and r % 2 == parity), None)
             for c in range(beat):
-                read = int(self.low[parity, c].r_en.value)
+                bank = page, parity, c
+                read = int(self.low[bank].r_en.value)
                 self.low_reads += read
-                assert int(self.high[parity, c].r_en.value) == (row is not None)
+                assert int(self.high[bank].r_en.value) == (row is not None)
                 if row is None:
-                    assert not read, f"cycle {self.writer.now}: bank {parity}, {c} is read for no row"
+                    assert not read, f"cycle {self.writer.now}: bank {bank} is read for no row"
                     continue
                 lanes = [(c - row) % beat + beat * g for g in range(groups)]
                 port = request.rows.index(row)
                 if (self.writer.when[request.page, row, lanes] != request.cycle).all():
                     want = (request.data[port][lanes] & LOW).any()
-                    assert read == want, f"cycle {self.writer.now}: low bits of bank {parity}, {c} read: {read}"
+                    assert read == want, f"cycle {self.writer.now}: low bits of bank {bank} read: {read}"
 
 
 @cocotb.test()

@@ -6,7 +6,7 @@ import cocotb
 
 from lnpu.ctrl.commands import Command, Opcode
 from lnpu.interfaces import Error
-from verif.load_tb import DENSE, MASK, MASK_DENSE, SPARSE, VMEM, VMEM_DENSE, Bench
+from verif.load_tb import DENSE, DENSE_LOAD, MASK, MASK_DENSE, SPARSE, VMEM, VMEM_DENSE, Bench
 
 
 @cocotb.test()
@@ -28,7 +28,7 @@ async def refused(dut):
     for number in range(20):
         for command in (Command(Opcode.LOAD_RAW, address=4096, line_count=1, line_rows=1), None, None, None):
             if command is None:
-                tensor, fields = bench.random_walk(target=int(bench.random.choice([SPARSE, VMEM, MASK])))
+                tensor, fields = bench.random_walk(target=int(bench.random.choice([SPARSE, VMEM, MASK, DENSE_LOAD])))
                 fields = {"slots": tensor.slots, "table": tensor.table, "log2_run": tensor.log2_run} | fields
                 command = Command(Opcode.LOAD, **fields)
             await bench.run(command)

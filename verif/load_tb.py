@@ -17,10 +17,12 @@ from verif.decoder_tb import FP8, FP8_TO_FP16, FP16, PADDING, ZERO, decode_block
 from verif.runner import parameters, rng
 
 CLOCK = 10  # ns
-SPARSE, DENSE, VMEM, VMEM_DENSE, MASK, MASK_DENSE = (target.value for target in Target)
+SPARSE, DENSE, VMEM, VMEM_DENSE, MASK, MASK_DENSE, DENSE_LOAD = (target.value for target in Target)
 
 
-BUFFERS = {SPARSE: Buffer.SPARSE, DENSE: Buffer.DENSE, MASK: Buffer.MASK, MASK_DENSE: Buffer.MASK}
+BUFFERS = {
+    SPARSE: Buffer.SPARSE, DENSE: Buffer.DENSE, DENSE_LOAD: Buffer.DENSE, MASK: Buffer.MASK, MASK_DENSE: Buffer.MASK,
+}  # fmt: skip
 
 
 def positive(pattern: int, code: int) -> int:
@@ -333,10 +335,13 @@ class Bench:
     def size(self, target: int) -> tuple[int, int]:
         """Rows and columns of the buffer of a target; columns of the vector memory do not count."""
         config = self.config
+        if target & VMEM:
+            return config.vmem_rows, 0
         return {
-            SPARSE: (config.rows, config.depth), DENSE: (config.dense_rows, self.lanes),
-            MASK: (config.psum_rows, self.lanes), MASK_DENSE: (config.psum_rows, self.lanes),
-        }.get(target, (config.vmem_rows, 0))  # fmt: skip
+            Buffer.SPARSE: (config.rows, config.depth),
+            Buffer.DENSE: (config.dense_rows, self.lanes),
+            Buffer.MASK: (config.psum_rows, self.lanes),
+        }[BUFFERS[target]]
 
     def expect_raw(self, fields: dict):
         """The same of a valid LOAD_RAW."""
@@ -434,7 +439,7 @@ class Bench:
         channel = below(part) if random.random() < 0.4 else 0
         beats = 1 + below(part - channel) if random.random() < 0.5 else part - channel
         counts = [1 + below(3), 1 + below(5), 1 + below(7)]
-        target = below(len(Target)) if target is None else target
+        target = int(random.choice([one.value for one in Target])) if target is None else target
         f = {
             "kind": below(8), "n_count": counts[0], "i_count": counts[1], "j_count": counts[2],
             "line": below(6) - 3, "line_n": below(8), "line_i": below(3), "pixel": below(9) - 4, "pixel_j": below(4),
@@ -496,11 +501,12 @@ async def tiles(dut):
     bench = await Bench(dut, 100).start()
     channels = bench.beat
     while channels <= 64:
-        for target in (SPARSE, DENSE, VMEM, VMEM_DENSE):
+        for target in (SPARSE, DENSE, VMEM, VMEM_DENSE, DENSE_LOAD):
             for halo in (0, 1):
-                small = {"pixels": 2, "lines": 2} if target == DENSE and channels <= bench.lanes else {}
+                to_dense = target in (DENSE, DENSE_LOAD)
+                small = {"pixels": 2, "lines": 2} if to_dense and channels <= bench.lanes else {}
                 fields, blocks = bench.tile(channels=channels, halo=halo, target=target, fill=0xC500, scale=3, **small)
-                if target == DENSE:
+                if to_dense:
                     fields["channel_beats"] = min(fields["channel_beats"], bench.lanes // bench.beat)
                 await bench.load(Tensor(bench, blocks), fields, f"{channels} channels")
         channels *= 2
@@ -556,7 +562,7 @@ async def out_of_range(dut):
     assert seen > 20
     # The first and the last place of each buffer, and those next to it.
     config = bench.config
-    for target in (SPARSE, DENSE, MASK):
+    for target in (SPARSE, DENSE, MASK, DENSE_LOAD):
         rows, columns = bench.size(target)
         for transpose in (0,) if target == MASK else (0, 1):
             run, fixed = (rows, columns) if transpose else (columns, rows)
@@ -687,6 +693,8 @@ async def malformed_commands(dut):
         *({"element": 1 << k} for k in range(part_bits) if 1 << k < bench.beat),
         {"target": DENSE, "element": bench.beat - 1}, {"target": MASK, "element": 1},
         {"target": MASK, "transpose": 1}, {"target": MASK_DENSE, "transpose": 1}, {"target": 6}, {"target": 7},
+        {"target": 9}, {"target": 10}, {"target": 12}, {"target": DENSE_LOAD, "cores": 0},
+        {"target": DENSE_LOAD, "element": 1},
     ]  # fmt: skip
     if config.cores < 16:
         bad += [{"cores": 1 << config.cores}, {"cores": 0x8001}]

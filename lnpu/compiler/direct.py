@@ -397,13 +397,15 @@ class DirectLowering:
         return page
 
     def _load_dense(self, cores: int, lane: int, lanes: int, k: int, depth: int, taps_r: Taps, taps_s: Taps) -> int:
-        """Load weights [tap, k, lane] of output channels `lane` and up; returns the page."""
+        """Load weights [tap, k, lane] of output channels `lane` and up, by the unit that has less to do; returns the
+        page."""
         content = (lane, lanes, k, taps_r, taps_s)
         page, there = self.cache.page("dense", cores, content)
         if there:
             return page
         weight, beat = self.weight, self.config.beat
-        common = {"target": Target.DENSE.value, "page": page, "cores": cores}
+        target = less_busy(self.program, Target.DENSE_LOAD, Target.DENSE)
+        common = {"target": target.value, "page": page, "cores": cores}
         step_r = taps_r[1][0] - taps_r[0][0] if len(taps_r) > 1 else 0
         step_s = taps_s[1][0] - taps_s[0][0] if len(taps_s) > 1 else 0
         first = taps_r[0][0] * self.kernel_width + taps_s[0][0]

@@ -122,8 +122,8 @@ class Core(Block):
         For one cycle, while busy: FIELD for a command that is dropped because a count is zero, RANGE (once a command)
         if visits were skipped because an address was outside its buffer. NONE otherwise.
     fill_sparse, fill_dense : In(buffer_write(config))
-        Beats of the sparse and of the dense buffer, and of the mask store from both, taken in every cycle. Must not
-        change what the running command reads; the two must not write one page of the mask store in the same cycle.
+        Beats of the sparse buffer from the first, of the dense buffer and the mask store from both, taken in every
+        cycle. Must not change what the running command reads; the two must not write one page in the same cycle.
     psum_request : In(stream.Signature(12))
         Number of a row of partial sums to read. Ready unless a row of partial sums is being loaded for the PEs.
     psum_hold : In(1)
@@ -178,15 +178,13 @@ class Core(Block):
         walk = place(m, "walk", VisitWalk())
         skip = place(m, "skip", ZeroSkip(config=config))
 
-        fills = ((self.fill_sparse, sparse.write, Buffer.SPARSE), (self.fill_dense, dense.write, Buffer.DENSE))
-        for i, (fill, write, buffer) in enumerate(fills):
+        for i, fill in enumerate((self.fill_sparse, self.fill_dense)):
             mine = fill.valid & (fill.cores >> self.index)[0]
-            m.d.comb += [
-                write.eq(fill),
-                write.valid.eq(mine & (fill.buffer == buffer)),
-                mask.write[i].eq(fill),
-                mask.write[i].valid.eq(mine & (fill.buffer == Buffer.MASK)),
-            ]
+            writes = [(dense.write[i], Buffer.DENSE), (mask.write[i], Buffer.MASK)]
+            if i == 0:
+                writes.append((sparse.write, Buffer.SPARSE))
+            for write, buffer in writes:
+                m.d.comb += [write.eq(fill), write.valid.eq(mine & (fill.buffer == buffer))]
 
         command = Signal(_COMMAND, reset_less=True)
         m.d.comb += walk.command.eq(command)

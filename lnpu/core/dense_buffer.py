@@ -1,6 +1,9 @@
 """The buffer of a core's resident operand: two whole rows a cycle."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from dataclasses import dataclass
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -18,8 +21,8 @@ _HIGH_BITS = 16 - LOW_BITS
 class DenseBuffer(Block):
     """Two pages of `dense_rows` x `lanes` FP16 values.
 
-    A beat is written in a cycle, along a row or (transposed) along a lane; at the same time an even and an odd row are
-    read. Value (row, lane) is in bank (row mod 2, (row + lane) mod `beat`).
+    In a cycle each page takes a beat, along a row or (transposed) along a lane; at the same time an even and an odd row
+    of a page are read. Value (row, lane) is in bank (page, row mod 2, (row + lane) mod `beat`).
 
     A bank has three SRAMs with the same addresses: the high 9 bits of its values, their low 7 bits, and a flag for each
     value whose low bits are not all zero. The flags of a row are read first, the rest in the cycle after: high bits of
@@ -33,8 +36,9 @@ class DenseBuffer(Block):
 
     Members
     -------
-    write : In(buffer_write(config))
-        Every valid beat is written: `buffer` and `cores` are the core's business.
+    write : In(ArrayLayout(buffer_write(config), 2))
+        Every valid beat is written: `buffer` and `cores` are the core's business. Two in a cycle are of different
+        pages; otherwise only the first is written.
     enable : In(2); page : In(1); row : In(ArrayLayout(range(dense_rows), 2))
         Reads the rows; the parities of two rows read in a cycle differ. What is written in this cycle or the next must
         not be among the values used.
@@ -46,7 +50,7 @@ class DenseBuffer(Block):
         self.config = config
         super().__init__(
             {
-                "write": In(buffer_write(config)),
+                "write": In(data.ArrayLayout(buffer_write(config), 2)),
                 "enable": In(2),
                 "page": In(1),
                 "row": In(data.ArrayLayout((config.dense_rows - 1).bit_length(), 2)),
@@ -63,89 +67,86 @@ class DenseBuffer(Block):
         beat, lanes, half = self.config.beat, self.config.lanes, self.config.dense_rows // 2
         bits = (beat - 1).bit_length()
         groups = lanes // beat
-        write = self.write
-
-        # Element e of the beat goes to bank (e + rotation) mod beat.
-        rotation = Mux(write.transpose, write.column[:bits], write.row[:bits])
-        written = Signal(data.ArrayLayout(16, beat))
-        m.d.comb += written.as_value().eq(Cat(rotated([write.beat.data[e] for e in range(beat)], rotation)))
-        group = Signal(groups)
-        with m.If(write.valid):
-            m.d.comb += group.eq(1 << write.column[bits:])
+        writes = [self._write(m, page) for page in range(2)]
 
         # The parity of each port's row: while the banks are read, then with what they gave.
         swap, swap_out = Signal(2, reset_less=True), Signal(2, reset_less=True)
         for i in range(2):
             with m.If(self.enable[i]):
                 m.d.sync += swap[i].eq(self.row[i][0])
-        m.d.sync += swap_out.eq(swap)
+        page, page_out = Signal(reset_less=True), Signal(reset_less=True)
+        with m.If(self.enable.any()):
+            m.d.sync += page.eq(self.page)
+        m.d.sync += [swap_out.eq(swap), page_out.eq(page)]
 
         straight = []
         for parity in range(2):
             use_first = Signal(name=f"use_first_{parity}")  # port 0 has the row of this parity
             ask = Signal(name=f"ask_{parity}")
             row = Signal(len(self.row[0]), name=f"row_{parity}")
-            asked = Signal(range(2 * half), name=f"asked_{parity}")
             m.d.comb += [
                 use_first.eq(self.enable[0] & (self.row[0][0] == parity)),
                 ask.eq(use_first | (self.enable[1] & (self.row[1][0] == parity))),
                 row.eq(Mux(use_first, self.row[0], self.row[1])),
-                asked.eq(row[1:] + Mux(self.page, half, 0)),
             ]
             on = Signal(name=f"on_{parity}")
-            address = Signal(range(2 * half), name=f"address_{parity}", reset_less=True)
+            address = Signal(len(row) - 1, name=f"address_{parity}", reset_less=True)
             read_rotation = Signal(bits, name=f"read_rotation_{parity}", reset_less=True)
             m.d.sync += on.eq(ask)
             with m.If(ask):
-                m.d.sync += address.eq(asked)
+                m.d.sync += address.eq(row[1:])
             with m.If(on):
                 # Pages have a multiple of `beat` rows, so the row mod `beat` is in the address.
                 m.d.sync += read_rotation.eq(Cat(Const(parity, 1), address))
             words = []
             for c in range(beat):
-                e = Signal(bits, name=f"e_{parity}_{c}")
-                w_row = Signal(range(2 * half), name=f"w_row_{parity}_{c}")
-                w_en = Signal(groups, name=f"w_en_{parity}_{c}")
-                w_addr = Signal(range(2 * half), name=f"w_addr_{parity}_{c}")
-                not_zero = Signal(name=f"not_zero_{parity}_{c}")
-                high, low, flag = (
-                    Sram(depth=2 * half, width=width * groups, granularity=width) for width in (_HIGH_BITS, LOW_BITS, 1)
-                )
-                m.submodules[f"high_{parity}_{c}"] = high
-                m.submodules[f"low_{parity}_{c}"] = low
-                m.submodules[f"flag_{parity}_{c}"] = flag
-                m.d.comb += [
-                    e.eq(c - rotation),
-                    w_row.eq(Mux(write.transpose, Cat(e, write.row[bits:]), write.row)),
-                    w_en.eq(Mux(w_row[0] == parity, group, 0)),
-                    w_addr.eq(w_row[1:] + Mux(write.page, half, 0)),
-                    not_zero.eq(written[c][:LOW_BITS].any()),
-                    high.w_en.eq(w_en),
-                    high.w_data.eq(written[c][LOW_BITS:].replicate(groups)),
-                    low.w_en.eq(Mux(not_zero, w_en, 0)),
-                    low.w_data.eq(written[c][:LOW_BITS].replicate(groups)),
-                    flag.w_en.eq(w_en),
-                    flag.w_data.eq(not_zero.replicate(groups)),
-                    flag.r_en.eq(ask),
-                    flag.r_addr.eq(asked),
-                    high.r_en.eq(on),
-                    low.r_en.eq(on & flag.r_data.any()),
-                ]
-                for sram in (high, low, flag):
-                    m.d.comb += sram.w_addr.eq(w_addr)
-                for sram in (high, low):
-                    m.d.comb += sram.r_addr.eq(address)
+                parts = []  # of each page: what was read of the high and low bits, and the flags
+                for number, write in enumerate(writes):
+                    name = f"{number}_{parity}_{c}"
+                    e = Signal(bits, name=f"e_{name}")
+                    w_row = Signal(range(2 * half), name=f"w_row_{name}")
+                    w_en = Signal(groups, name=f"w_en_{name}")
+                    not_zero = Signal(name=f"not_zero_{name}")
+                    high, low, flag = (
+                        Sram(depth=half, width=width * groups, granularity=width) for width in (_HIGH_BITS, LOW_BITS, 1)
+                    )
+                    m.submodules[f"high_{name}"] = high
+                    m.submodules[f"low_{name}"] = low
+                    m.submodules[f"flag_{name}"] = flag
+                    written = write.data[c]
+                    m.d.comb += [
+                        e.eq(c - write.rotation),
+                        w_row.eq(Mux(write.transpose, Cat(e, write.row[bits:]), write.row)),
+                        w_en.eq(Mux(w_row[0] == parity, write.group, 0)),
+                        not_zero.eq(written[:LOW_BITS].any()),
+                        high.w_en.eq(w_en),
+                        high.w_data.eq(written[LOW_BITS:].replicate(groups)),
+                        low.w_en.eq(Mux(not_zero, w_en, 0)),
+                        low.w_data.eq(written[:LOW_BITS].replicate(groups)),
+                        flag.w_en.eq(w_en),
+                        flag.w_data.eq(not_zero.replicate(groups)),
+                        flag.r_en.eq(ask & (self.page == number)),
+                        flag.r_addr.eq(row[1:]),
+                        high.r_en.eq(on & (page == number)),
+                        low.r_en.eq(on & (page == number) & flag.r_data.any()),
+                    ]
+                    for sram in (high, low, flag):
+                        m.d.comb += sram.w_addr.eq(w_row[1:])
+                    for sram in (high, low):
+                        m.d.comb += sram.r_addr.eq(address)
+                    parts.append((high.r_data, low.r_data, flag.r_data))
+                high_out, low_out = (Mux(page_out, one, zero) for zero, one in list(zip(*parts, strict=True))[:2])
                 # Low bits that were not read, or not written, count as zero.
                 shown = Signal(groups, name=f"shown_{parity}_{c}", reset_less=True)
                 with m.If(on):
-                    m.d.sync += shown.eq(flag.r_data)
+                    m.d.sync += shown.eq(Mux(page, parts[1][2], parts[0][2]))
                 words.append(
                     Cat(
                         part
                         for g in range(groups)
                         for part in (
-                            low.r_data.word_select(g, LOW_BITS) & shown[g].replicate(LOW_BITS),
-                            high.r_data.word_select(g, _HIGH_BITS),
+                            low_out.word_select(g, LOW_BITS) & shown[g].replicate(LOW_BITS),
+                            high_out.word_select(g, _HIGH_BITS),
                         )
                     )
                 )
@@ -161,3 +162,35 @@ class DenseBuffer(Block):
                 j = 16 * (n % beat * groups + n // beat)
                 m.d.comb += self.value[i][n].eq(value[j : j + 16])
         return m
+
+    def _write(self, m: Module, page: int) -> "_Write":
+        """What is written to a page."""
+        beat = self.config.beat
+        bits = (beat - 1).bit_length()
+        mine = Signal(2, name=f"ports_{page}")
+        m.d.comb += mine.eq(Cat(port.valid & (port.page == page) for port in self.write))
+        row, column, transpose, elements = (
+            Mux(mine[0], Value.cast(first), Value.cast(second))
+            for first, second in (
+                [(port.row, port.column, port.transpose, port.beat.data)[i] for port in self.write] for i in range(4)
+            )
+        )
+        # Element e of the beat goes to bank (e + rotation) mod beat.
+        rotation = Mux(transpose, column[:bits], row[:bits])
+        written = Signal(data.ArrayLayout(16, beat), name=f"written_{page}")
+        m.d.comb += written.as_value().eq(Cat(rotated([elements.word_select(e, 16) for e in range(beat)], rotation)))
+        group = Signal(self.config.lanes // beat, name=f"group_{page}")
+        with m.If(mine.any()):
+            m.d.comb += group.eq(1 << column[bits:])
+        return _Write(row, transpose, rotation, group, written)
+
+
+@dataclass(frozen=True)
+class _Write:
+    """A beat for a page: `data[c]` goes to bank c, to its `group` of lanes."""
+
+    row: Value
+    transpose: Value
+    rotation: Value
+    group: Value
+    data: Any

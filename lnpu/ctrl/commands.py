@@ -83,8 +83,8 @@ TAKES_TWO = (Unit.LOAD, Unit.LOAD_DENSE, Unit.STORE, Unit.VECTOR, Unit.DRAIN)
 """Units that, like cores, take a command while another is running."""
 
 
-class Target(enum.Enum, shape=3):
-    """Where LOAD puts elements. Bit 0: the unit is LOAD_DENSE instead of LOAD. 6 and 7 do not exist (FIELD).
+class Target(enum.Enum, shape=4):
+    """Where LOAD puts elements. Bit 0: the unit is LOAD_DENSE instead of LOAD. Others do not exist (FIELD).
 
     A mask has a bit an element: whether it is above zero (a NaN is not).
     """
@@ -95,6 +95,7 @@ class Target(enum.Enum, shape=3):
     VMEM_DENSE = 3  # to the vector memory, by the unit LOAD_DENSE
     MASK = 4  # to the mask stores of cores
     MASK_DENSE = 5  # the same, by the unit LOAD_DENSE
+    DENSE_LOAD = 8  # to the dense buffers, by the unit LOAD
 
 
 class VectorOp(enum.Enum, shape=5):
@@ -155,7 +156,7 @@ _FIELDS: dict[Opcode, dict] = {
     Opcode.NOP: {},
     Opcode.LOAD: _WALK
     | {
-        "target": 3,
+        "target": 4,
         "page": 1,
         "transpose": 1,  # sparse and dense: exchange row and column; masks: 0
         "cores": 16,  # sparse, dense and masks: which cores' buffers, any number of them

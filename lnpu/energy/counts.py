@@ -171,7 +171,7 @@ class _Counter:
                 found["sparse_write_bits"] += 16 * placed * cores
                 found["code_write_bits"] += 2 * placed * cores
                 found["placed_sparse"] += placed * cores
-            case Target.DENSE.value:
+            case Target.DENSE.value | Target.DENSE_LOAD.value:
                 fp16 = mix.nonzero * (1 - mix.fp8)
                 found["dense_high_write_bits"] += (16 - LOW_BITS) * placed * cores
                 found["dense_low_write_bits"] += LOW_BITS * fp16 * placed * cores

@@ -471,6 +471,7 @@ class LoadUnit(Block):
             cores & ((load.cores == 0) | load.cores[config.cores :].any()),
             cores & load.element[: config.beat.bit_length() - 1].any(),
             load.target[2] & (load.target[1] | load.transpose),
+            load.target[3] & load.target[:3].any(),
         ]
         if self.dense:
             wrong.append(~load.target[0])
@@ -744,7 +745,7 @@ class LoadUnit(Block):
         ]
         with m.If(to_mask):
             m.d.comb += [buffer.eq(Buffer.MASK), high_end.eq(config.psum_rows), low_end.eq(config.lanes)]
-        with m.Elif(1 if self.dense else load.target[0]):
+        with m.Elif(1 if self.dense else load.target[0] | load.target[3]):
             m.d.comb += [buffer.eq(Buffer.DENSE), high_end.eq(config.dense_rows), low_end.eq(config.lanes)]
         with m.Else():
             m.d.comb += [buffer.eq(Buffer.SPARSE), high_end.eq(config.rows), low_end.eq(config.depth)]
