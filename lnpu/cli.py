@@ -572,6 +572,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from lnpu.bench.operation import Result
     from lnpu.bench.report import HEADINGS, line, write_report
     from lnpu.bench.runs import Results, read_results, run
+    from lnpu.bench.targets import lines
 
     config = get_config(arguments.config or ("tiny" if arguments.set == "small" else "paper"))
     title = f"{config.name}-{arguments.set}"
@@ -599,6 +600,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(HEADINGS)
         results = run(config, arguments.set, chosen, results_path, progress=show)
     wrong = [name for name, result in results.found.items() if result.mismatches]
+    print("\n".join(str(target) for target in lines(results) if target.measured is not None))
     comparison = None
     if baseline_path is not None and not (arguments.update_baseline and not baseline_path.exists()):
         comparison = compare(read_baseline(baseline_path, results), results)

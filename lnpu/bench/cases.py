@@ -9,12 +9,20 @@ from golden.conv import conv2d_output_shape
 from lnpu.compiler.graph import Conv, Linear, resnet18
 from lnpu.config import ChipConfig
 
-__all__ = ["PHASES", "SETS", "Case", "Shape", "cases_of", "select"]
+__all__ = ["PHASES", "PROGRAMS", "SETS", "ZEROS", "Case", "Shape", "cases_of", "select"]
 
 PHASES = ("ff", "bp", "wg")
 """Feed-forward, error back-propagation, weight gradient."""
 
 SETS = ("small", "full")
+
+ZEROS = ("random", "images", "bands", "mixed")
+"""Where the zeros of the streamed operand are: each element by itself, or all elements of every second image, of every
+second pair of lines, or of pairs of lines drawn by lot."""
+
+PROGRAMS = ("compiled", "resident", "lockstep")
+"""What runs: the compiled program; that, measured with operands on the chip up to the last product; that, with cores
+that wait for each other after every step (see `lnpu.bench.rewrite`)."""
 
 _FORMATS = ("fp16", "fp8")
 _SPARSITIES = (0.5, 0.75, 0.9)
@@ -76,7 +84,8 @@ class Case:
     Parameters
     ----------
     group : str
-        "layer" (of ResNet-18), "gemm", or "tiny" (shapes smaller than the array).
+        "layer" (of ResNet-18), "gemm", "memory" (bound by the bus), "balance" (zeros that are not spread evenly), or
+        "tiny" (shapes smaller than the array).
     phase : str
         One of `PHASES`.
     shape : Shape
@@ -84,6 +93,10 @@ class Case:
         Formats, "fp16" or "fp8", of the operand whose zeros are skipped (x; dy in BP) and of the other.
     sparsity : float
         Probability of a zero in the streamed operand.
+    zeros : str
+        One of `ZEROS`.
+    program : str
+        One of `PROGRAMS`.
     seed : int
         Of the operands.
     """
@@ -94,6 +107,8 @@ class Case:
     streamed: str = "fp16"
     resident: str = "fp16"
     sparsity: float = 0.0
+    zeros: str = "random"
+    program: str = "compiled"
     seed: int = 0
 
     @property
@@ -101,7 +116,9 @@ class Case:
         """Unique in its set."""
         formats = self.streamed if self.streamed == self.resident else f"{self.streamed}x{self.resident}"
         zeros = f"/z{100 * self.sparsity:.0f}" if self.sparsity else ""
-        return f"{self.group}/{self.shape.name}/{self.phase}/{formats}{zeros}/b{self.shape.batch}"
+        zeros += f"-{self.zeros}" if self.zeros != "random" else ""
+        program = f"/{self.program}" if self.program != "compiled" else ""
+        return f"{self.group}/{self.shape.name}/{self.phase}/{formats}{zeros}/b{self.shape.batch}{program}"
 
     def peak_cycles(self, config: ChipConfig) -> float:
         """Cycles at peak that it is expected to need."""
@@ -161,6 +178,18 @@ def _sparse(shape: Shape) -> Iterator[Case]:
             yield from _phases("layer", shape, streamed=format_, resident=format_, sparsity=sparsity)
 
 
+def _balance(shape: Shape, phases: Sequence[str]) -> Iterator[Case]:
+    for zeros in ZEROS:
+        for program in ("compiled", "lockstep"):
+            yield from _phases("balance", shape, phases, sparsity=0.5, zeros=zeros, program=program)
+
+
+def _gemm(size: int) -> Iterator[Case]:
+    shape = Shape(batch=size, channels=size, outputs=size)
+    yield from _dense("gemm", shape, ("ff",))
+    yield from _phases("gemm", shape, ("ff",), program="resident")
+
+
 def _resnet18(width: int, image: int) -> list[Shape]:
     """The distinct convolutions of ResNet-18 and its fully connected layer, of a batch of 1."""
     graph = resnet18(width=width, channels=3, image=image)
@@ -191,7 +220,15 @@ def _full(config: ChipConfig, batch: int | None) -> Iterator[Case]:
         if layer.channels == layer.outputs and layer.channels in (64, 256):
             yield from _sparse(layer)
     for size in (96, 192, 512):
-        yield from _dense("gemm", Shape(batch=size, channels=size, outputs=size), ("ff",))
+        yield from _gemm(size)
+    for shape in (
+        Shape(channels=512, outputs=1000),
+        Shape(channels=2048, outputs=512),
+        Shape(channels=512, image=4, outputs=512, kernel=3, padding=1),
+        Shape(channels=256, image=8, outputs=512, stride=2),
+    ):
+        yield from _dense("memory", shape)
+    yield from _balance(Shape(batch=4, channels=64, image=32, outputs=64, kernel=3, padding=1), ("ff", "wg"))
     for outputs in (1, 2, 4, 8):
         yield from _phases("tiny", Shape(channels=64, image=16, outputs=outputs, kernel=3, padding=1))
     yield from _phases("tiny", Shape(channels=1, image=16, outputs=64, kernel=3, padding=1))
@@ -214,7 +251,9 @@ def _small(batch: int | None) -> Iterator[Case]:
     yield from _phases("layer", replace(plain, outputs=32, kernel=1, stride=2, padding=0))
     yield from _phases("layer", replace(plain, channels=3), ("ff", "wg"))
     yield from _phases("layer", Shape(batch=batch or 16, channels=64, outputs=10))
-    yield from _dense("gemm", Shape(batch=24, channels=24, outputs=24), ("ff",))
+    yield from _gemm(24)
+    yield from _phases("memory", Shape(channels=128, outputs=64), ("ff",))
+    yield from _balance(replace(plain, batch=2, image=16), ("ff",))
     yield from _phases("tiny", replace(plain, batch=1, outputs=1), ("ff",))
     yield from _phases("tiny", Shape(channels=64, outputs=64), ("bp",))
     yield from _phases("tiny", Shape(batch=4, channels=16, image=1, outputs=16, kernel=3, padding=1), ("wg",))

@@ -32,8 +32,10 @@ class Metrics:
         Products per byte on the bus.
     bound : float
         Roofline: cycles that products, reads or writes take at least, whichever are most.
+    bound_by : str
+        Which these are: "products", "reads" or "writes".
     of_roofline : float
-        `bound` / `cycles`.
+        `bound` / `cycles`; where the bus bounds, the share of its busier channel that is used.
     """
 
     macs: int
@@ -47,6 +49,7 @@ class Metrics:
     bus: float
     intensity: float
     bound: float
+    bound_by: str
     of_roofline: float
 
 
@@ -59,7 +62,7 @@ def measure(config: ChipConfig, macs: int, counters: Mapping[str, int]) -> Metri
     cycles, read, write = (counters[name] for name in ("cycles", "read_beats", "write_beats"))
     products = counters["mac16"] + counters["mac8"]
     ideal = config.ideal_cycles(counters["mac16"], counters["mac8"])
-    bound = max(ideal, read, write)
+    bound, bound_by = max((ideal, "products"), (read, "reads"), (write, "writes"), key=lambda roof: roof[0])
     return Metrics(
         macs=macs,
         products=products,
@@ -72,5 +75,6 @@ def measure(config: ChipConfig, macs: int, counters: Mapping[str, int]) -> Metri
         bus=_ratio(read + write, cycles),
         intensity=_ratio(products, (read + write) * config.axi_bits / 8),
         bound=bound,
+        bound_by=bound_by,
         of_roofline=_ratio(bound, cycles),
     )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import golden
 from lnpu.bench.cases import Case
+from lnpu.bench.rewrite import RewritingDevice
 from lnpu.sim.chip import Chip
 
 __all__ = ["Result", "operation", "run_case"]
@@ -45,7 +46,11 @@ def operation(case: Case) -> tuple[str, list[NDArray[np.float16]], dict[str, Any
 
     def operand(shape: tuple[int, ...], sparsity: float = 0.0) -> NDArray[np.float16]:
         values = rng.uniform(0.25, 1.0, shape) * rng.choice((-1.0, 1.0), shape)
-        return np.where(rng.random(shape) < sparsity, 0.0, values).astype(np.float16)
+        if case.zeros == "random" or not sparsity:
+            chosen = rng.random(shape)
+        else:
+            chosen = _places(case.zeros, rng, shape[0], shape[2])
+        return np.where(chosen < sparsity, 0.0, values).astype(np.float16)
 
     shape = case.shape
     options: dict[str, Any] = {} if shape.linear else {"stride": shape.stride, "padding": shape.padding}
@@ -68,10 +73,24 @@ def operation(case: Case) -> tuple[str, list[NDArray[np.float16]], dict[str, Any
     return f"{kind}_{function}" if function else kind, operands, options
 
 
+def _places(zeros: str, rng: np.random.Generator, images: int, lines: int) -> NDArray[np.float64]:
+    """Numbers from 0 to below 1, evenly spread, one for each image or pair of its lines, in four dimensions."""
+    pairs = -(-lines // 2)
+    if zeros == "images":
+        chosen = np.arange(images).repeat(pairs) % 2 / 2
+    elif zeros == "bands":
+        chosen = np.arange(images * pairs) % 2 / 2
+    else:
+        chosen = rng.permutation(images * pairs) / (images * pairs)
+    return chosen.reshape(images, 1, pairs, 1).repeat(2, axis=2)[:, :, :lines]
+
+
 def run_case(chip: Chip, case: Case) -> Result:
     """Run a case from reset, so that its cycles do not depend on what ran before."""
     function, operands, options = operation(case)
     chip.device.reset()  # type: ignore[attr-defined]
+    if case.program != "compiled":
+        chip = Chip(chip.config, device=RewritingDevice(chip.device, chip.config, case.program))
     started = time.perf_counter()
     result = getattr(chip, function)(*operands, **options)
     seconds = time.perf_counter() - started

@@ -42,7 +42,8 @@ def roofline(results: Results) -> Plot:
     config = results.config
     peak, width = config.macs_fp16, config.axi_bits / 8
     figure, (axis,) = new_figure(6.0)
-    points = [(result, results.metrics(result)) for result in results.found.values()]
+    whole = [result for result in results.found.values() if result.case.program == "compiled"]
+    points = [(result, results.metrics(result)) for result in whole]
     points = [(result, metrics) for result, metrics in points if metrics.products]
     intensities = [metrics.intensity for _, metrics in points] or [1.0]
     rates = [metrics.products / metrics.cycles for _, metrics in points] or [1.0]
@@ -156,7 +157,8 @@ Lines = Mapping[tuple[str, str], dict[str, list[Result]]]
 
 def _lines(results: Results) -> Lines:
     lines: dict[tuple[str, str], dict[str, list[Result]]] = {}
-    same = [result for result in results.found.values() if result.case.streamed == result.case.resident]
+    layers = [result for result in results.found.values() if result.case.group == "layer"]
+    same = [result for result in layers if result.case.streamed == result.case.resident]
     for result in sorted(same, key=lambda one: (_depth(one.case), one.case.sparsity)):
         case = result.case
         key = f"{case.shape.name}, batch {case.shape.batch}", case.phase

@@ -9,19 +9,23 @@ from lnpu.bench.cases import PHASES
 from lnpu.bench.operation import Result
 from lnpu.bench.plots import has_layers, has_sparsities, heat_map, roofline, speed_up
 from lnpu.bench.runs import LATENCY, Results
+from lnpu.bench.targets import balance, lines, memory_bound
 from lnpu.page import card, image, in_a_row, number, page, section, table
 
 __all__ = ["HEADINGS", "line", "render_report", "write_report"]
 
-_COLUMNS = ("MMAC", "ideal", "cycles", "utilisation", "cores", "of roofline", "bus")
+_COLUMNS = ("MMAC", "ideal", "cycles", "utilisation", "cores", "of roofline", "bound by", "bus")
 
-HEADINGS = f"{'case':<46}" + "".join(f"{name:>{max(10, len(name) + 2)}}" for name in _COLUMNS)
+_WIDTH = 58
+
+HEADINGS = f"{'case':<{_WIDTH}}" + "".join(f"{name:>{max(10, len(name) + 2)}}" for name in _COLUMNS)
 """The line over the lines of `line`."""
 
 _EXPLANATION = (
     "Ideal: the cycles that the products of non-zero elements take at the peak rate of their precision. Utilisation: "
     "ideal over the cycles of the whole operation, with its loads, drains and stores. Cores: ideal over the cycles in "
-    "which the cores were busy. Of the roofline: the most of ideal, words read and words written, over the cycles. "
+    "which the cores were busy. Of the roofline: the most of ideal, words read and words written, over the cycles; "
+    "bound by: which of them that is. Where it is words, this is the share of that channel of the bus that is used. "
     "Bus: words a cycle on both data channels together (200% at most). MMAC: millions of dense multiply-accumulates."
 )
 
@@ -35,6 +39,7 @@ def _cells(results: Results, result: Result) -> tuple[str, ...]:
         f"{metrics.utilisation:.1%}",
         f"{metrics.cores:.1%}",
         f"{metrics.of_roofline:.1%}",
+        metrics.bound_by,
         f"{metrics.bus:.1%}",
     )
 
@@ -42,7 +47,7 @@ def _cells(results: Results, result: Result) -> tuple[str, ...]:
 def line(results: Results, result: Result) -> str:
     """A case as a line of text."""
     cells = zip(_COLUMNS, _cells(results, result), strict=True)
-    text = f"{result.case.name:<46}" + "".join(f"{cell:>{max(10, len(name) + 2)}}" for name, cell in cells)
+    text = f"{result.case.name:<{_WIDTH}}" + "".join(f"{cell:>{max(10, len(name) + 2)}}" for name, cell in cells)
     return f"{text}  {result.mismatches:,} MISMATCHES" if result.mismatches else text
 
 
@@ -58,6 +63,11 @@ def render_report(results: Results, comparison: Comparison | None = None) -> str
     parts = [_cards(results, found)]
     if found:
         explanation = (
+            "What the chip should reach, and the worst of the cases that count. Resident: the products are a "
+            "program of their own, before which the buffers have been filled. Cores: cycles in which they were busy."
+        )
+        parts.append(section("Targets", explanation, _targets(results)))
+        explanation = (
             "Every case under what the cores and the bus allow. The bus has a channel for each direction: the solid "
             "line is for traffic in one of them, the dotted one for as much in both."
         )
@@ -71,6 +81,7 @@ def render_report(results: Results, comparison: Comparison | None = None) -> str
             "the cores alone, and what they would be if just the non-zeros took cycles."
         )
         parts.append(section("Zero skipping", explanation, image("Speed-up by sparsity", *speed_up(results))))
+    parts += [part for part in (_bound_by_the_bus(results), _small(results, found), _balance(results)) if part]
     if comparison is not None:
         parts.append(section("Baseline", comparison.lines()[0], _changes(comparison)))
     if found:
@@ -105,6 +116,75 @@ def _cards(results: Results, found: Sequence[Result]) -> str:
             share = sum(metrics.ideal for metrics in dense) / cycles
             cards.append(card(f"{share:.1%}", f"of the peak in all dense {label} layers together"))
     return in_a_row(cards)
+
+
+def _targets(results: Results) -> str:
+    """Targets, goals, measured figures, and whether they are reached."""
+    found = lines(results)
+    rows = []
+    for one in found:
+        cases = f"{one.cases[0]}{f' and {len(one.cases) - 1} more' if len(one.cases) > 1 else ''}" if one.cases else "-"
+        figures = (one.text(figure) for figure in (one.target, one.goal, one.measured))
+        rows.append((one.title, one.measure, *figures, one.status, cases))
+    headings = ("what", "measure", "target", "goal", "measured", "", "worst case")
+    return table(headings, rows, text_columns=2, row_class=lambda row: "bad" if found[row].status == "missed" else "")
+
+
+def _bound_by_the_bus(results: Results) -> str:
+    """Cases of the group "memory" that the bus bounds, and all of them together."""
+    chosen = [(name, results.metrics(results.found[name])) for name, _ in memory_bound(results)]
+    if not chosen:
+        return ""
+    rows = [
+        (name, one.bound_by, f"{one.bound:,.0f}", f"{one.cycles:,}", f"{one.of_roofline:.1%}") for name, one in chosen
+    ]
+    bound, cycles = sum(one.bound for _, one in chosen), sum(one.cycles for _, one in chosen)
+    rows.append(("all", "", f"{bound:,.0f}", f"{cycles:,}", f"{bound / cycles:.1%}"))
+    headings = ("case", "bound by", "words", "cycles", "bus used")
+    content = table(headings, rows, row_class=lambda row: "total" if row == len(chosen) else "")
+    return section("Bound by the bus", "Words on the busier channel of the bus, and cycles of the operation.", content)
+
+
+def _small(results: Results, found: Sequence[Result]) -> str:
+    """What shapes smaller than the array cost."""
+    small = [(result, results.metrics(result)) for result in found if result.case.group == "tiny"]
+    if not small:
+        return ""
+    explanation = (
+        "What it costs when a shape does not fill the array: cycles of the cores (their average) and of the whole "
+        "operation, against the cycles in which the whole array would do the products."
+    )
+    rows = []
+    for result, one in small:
+        busy = result.counters["core_busy"] / results.config.cores
+        ratios = [f"{part / one.ideal:,.1f}" if one.ideal else "-" for part in (busy, one.cycles)]
+        rows.append((result.case.name, f"{one.ideal:,.1f}", f"{busy:,.0f}", f"{one.cycles:,}", *ratios))
+    headings = ("case", "ideal", "cores", "cycles", "cores/ideal", "cycles/ideal")
+    return section("Small shapes", explanation, table(headings, rows))
+
+
+def _balance(results: Results) -> str:
+    """What zeros cost that are not evenly spread, and what it would be with cores in lockstep."""
+    found = balance(results)
+    if not found:
+        return ""
+    explanation = (
+        "The same layer with half of the streamed operand zeros, not evenly spread: all of every second image, of "
+        "every second pair of lines, or of pairs of lines drawn by lot. Speed is products a cycle against those of "
+        "zeros that are evenly spread. In lockstep no core begins its next step before all have done their last one, "
+        "which is what it would be without cores that run ahead."
+    )
+    rows = [
+        (
+            name,
+            *(f"{results.found[one].counters['cycles']:,}" for one in (name, f"{name}/lockstep")),
+            f"{of_lockstep:.1%}",
+            f"{share:.1%}",
+        )
+        for name, share, of_lockstep in found
+    ]
+    headings = ("case", "cycles", "in lockstep", "of lockstep", "speed against evenly spread")
+    return section("Zeros not evenly spread", explanation, table(headings, rows))
 
 
 def _changes(comparison: Comparison) -> str:

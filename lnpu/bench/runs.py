@@ -12,6 +12,7 @@ from lnpu.bench import operation
 from lnpu.bench.cases import Case, Shape
 from lnpu.bench.metrics import Metrics, measure
 from lnpu.bench.operation import Result
+from lnpu.bench.targets import lines
 from lnpu.config import ChipConfig
 from lnpu.results import write_whole
 from lnpu.sim.build import add_sources
@@ -61,6 +62,7 @@ class Results:
             "config": asdict(self.config),
             "set": self.set,
             "sources": self.sources,
+            "targets": [asdict(line) | {"status": line.status} for line in lines(self)],
             "results": results,
         }
         text = json.dumps(content, indent=1) + "\n"
