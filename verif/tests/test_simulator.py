@@ -6,9 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from lnpu.config import TINY
+import golden
+from lnpu.config import PAPER, TINY
 from lnpu.ctrl.counters import COUNTERS
 from lnpu.interfaces import Error
+from lnpu.sim import Chip
 from lnpu.sim import build as build_module
 from lnpu.sim.build import BuildError, build
 from lnpu.sim.simulator import BusError, ChipError, ProtocolError, Register, SimulationTimeout, Simulator
@@ -158,6 +160,34 @@ def test_second_build_is_cached():
     assert build(config, top=FakeChip(config=config)) == first
     assert time.monotonic() - start < 5
     assert first.stat().st_mtime == modified
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.3])
+def test_shared_cores(stall, monkeypatch):
+    """With all cores as one model: the same results and counts in every cycle, in several machines side by side."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(2, 16, 8, 8)).astype(np.float16)
+    w = rng.normal(size=(16, 16, 3, 3)).astype(np.float16)
+    options = {"stall": stall, "seed": 3, "memory_bytes": 1 << 20}
+    plain = Chip(TINY, **options)
+    paths = [build(TINY)]
+    monkeypatch.setattr(build_module, "_SHARED_FROM", 0)
+    paths.append(build(TINY))
+    assert paths[0] != paths[1]
+    chips = [plain, *(Chip(TINY, **options) for _ in range(2))]
+    results = [chip.conv2d(x, w, padding=1) for chip in chips]
+    chips[1].device.close()
+    results.append(chips[2].conv2d(x, w, padding=1))
+    for result in results:
+        assert np.array_equal(result.view(np.uint16), golden.conv2d(x, w, padding=1).view(np.uint16))
+    assert stall or chips[0].counters == chips[1].counters == chips[2].counters
+
+
+def test_which_cores_are_shared():
+    """Those of large arrays; not with waveforms, which are of one model."""
+    shares = build_module._shares_cores
+    assert shares(PAPER, False) and not shares(PAPER, True)
+    assert not shares(TINY, False) and not shares(PAPER.replace(cores=1, lanes=128), False)
 
 
 def test_build_error_shows_the_log(monkeypatch, tmp_path):
