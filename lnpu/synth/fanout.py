@@ -50,6 +50,8 @@ def limit_fanout(module: Json, liberty: Liberty, limit: int) -> int:
             collect(bits, cell["port_directions"][pin] == "input")
     for port in module["ports"].values():
         collect(port["bits"], port["direction"] == "output")
+    for names in module.get("netnames", {}).values():  # also of nets that nothing is connected to
+        collect(names["bits"], reads=False)
     name, source, target = liberty.buffer
     added = 0
 
@@ -69,14 +71,12 @@ def limit_fanout(module: Json, liberty: Liberty, limit: int) -> int:
         return wire, top
 
     taken = {bit for port in module["ports"].values() if port["direction"] == "input" for bit in port["bits"]}
-    for label, port in module["ports"].items():
+    for port in module["ports"].values():
         if port["direction"] != "output":
             continue
-        alias = module.get("netnames", {}).get(label, {"bits": [*port["bits"]]})["bits"]
         for index, bit in enumerate(port["bits"]):
             if bit in taken and isinstance(bit, int):
                 wire, port["bits"][index] = buffer(bit)
-                alias[index] = port["bits"][index]
                 sinks[bit] = [pin for pin in sinks[bit] if pin[0] is not port["bits"] or pin[1] != index] + [(wire, 0)]
             taken.add(bit)
     for bit, pins in sinks.items():
@@ -90,4 +90,7 @@ def limit_fanout(module: Json, liberty: Liberty, limit: int) -> int:
                     bits[index] = driven
                 level.append((wire, 0))
             pins = level
+    for label, port in module["ports"].items():
+        if label in module.get("netnames", {}):
+            module["netnames"][label]["bits"] = [*port["bits"]]
     return added
