@@ -17,7 +17,7 @@ from lnpu.formats import F16_INF, Code, NonzeroMode, PrecisionMode
 from lnpu.hdl import Block, Sram, place
 from lnpu.mem.fifo import RegisterFifo
 
-__all__ = ["BLOCKS_AHEAD", "Encoder", "block_place", "block_size", "encoder_events"]
+__all__ = ["BLOCKS_AHEAD", "Encoder", "SramFifo", "block_place", "block_size", "encoder_events"]
 
 BLOCKS_AHEAD = 4
 """Encoded blocks that wait for their turn at most."""
@@ -84,8 +84,8 @@ class SramFifo(Block):
         m = Module()
         m.submodules.memory = words = Sram(depth=self.depth, width=self.width)
         level = Signal(range(self.depth + 1))
-        at, to = Signal(range(self.depth)), Signal(range(self.depth))
-        valid, push, pull = Signal(), Signal(), Signal()
+        at, to = Signal(range(self.depth), name="at"), Signal(range(self.depth), name="to")
+        valid, push, pull = Signal(name="valid"), Signal(name="push"), Signal(name="pull")
         m.d.comb += [
             self.i.ready.eq(level != self.depth),
             push.eq(self.i.valid & self.i.ready),
@@ -315,7 +315,7 @@ class Encoder(Block):
             full.eq(total[fill_bits]),
             over.eq(full & total[:fill_bits].any()),
         ]
-        gathered_valid, gathered_ready = Signal(), Signal()
+        gathered_valid, gathered_ready = Signal(name="gathered_valid"), Signal(name="gathered_ready")
         # A beat that fills a line waits for a flush; otherwise the flush uses its cycle.
         m.d.comb += [
             packed_ready.eq(lines.i.ready & (gathered_ready | ~last) & ~(flush & full)),
@@ -346,7 +346,7 @@ class Encoder(Block):
             [packed_precisions[rank] for rank in range(beat)],
         )
         entries = [Signal(RANK_BITS, name=f"entry{k}") for k in range(min(LIST_BYTES, beat))]
-        listed, listed_next = Signal(LIST_BYTES * RANK_BITS), Signal(LIST_BYTES * RANK_BITS)
+        listed, listed_next = (Signal(LIST_BYTES * RANK_BITS, name=name) for name in ("listed", "listed_next"))
         fp16_total = Signal(range(BLOCK + 1))
         m.d.comb += listed_next.eq(listed)
         for k, entry in enumerate(entries):
@@ -367,10 +367,11 @@ class Encoder(Block):
             nonzero_next.eq(nonzero_total + packed_nonzero_count),
             fp16_next.eq(fp16_total + (packed_bytes - packed_nonzero_count)),
         ]
-        gathered_mask, gathered_precisions = Signal(BLOCK, reset_less=True), Signal(BLOCK, reset_less=True)
+        gathered_mask = Signal(BLOCK, reset_less=True)
+        gathered_precisions = Signal(BLOCK, reset_less=True)
         gathered_nonzeros = Signal(range(BLOCK + 1), reset_less=True)
         gathered_fp16 = Signal(range(BLOCK + 1), reset_less=True)
-        gathered_list = Signal.like(listed, reset_less=True)
+        gathered_list = Signal.like(listed, name="gathered_list", reset_less=True)
         with m.If(gathered_ready):
             m.d.sync += gathered_valid.eq(step & last)
         with m.If(step):

@@ -66,10 +66,12 @@ class Aligner(Block):
         # `held` is the last word taken, and once `loaded`, the one in which the current block's next output begins.
         # `left`: bytes of the block from that output on.
         held = Signal(axi_bits, reset_less=True)
-        active, loaded = Signal(), Signal()
-        left, length = Signal(8, reset_less=True), Signal(8, reset_less=True)
+        active, loaded = Signal(name="active"), Signal(name="loaded")
+        left, length = Signal(8, name="left", reset_less=True), Signal(8, name="length", reset_less=True)
         shift = Signal.like(self.block.payload.shift, name="shift", reset_less=True)
-        absent, both, final, free, alone, go = Signal(), Signal(), Signal(), Signal(), Signal(), Signal()
+        absent, both, final, free, alone, go = (
+            Signal(name=name) for name in ("absent", "both", "final", "free", "alone", "go")
+        )
         early = Signal()  # A word would be the first one of the next block, and nobody needs `held` any more.
         m.d.comb += [
             absent.eq(length == 0),
@@ -102,7 +104,7 @@ class Aligner(Block):
         moved = Signal(data.StructLayout({
             "data": axi_bits + 56, "fine": 3, "last": 1, "length": 8, "absent": 1,
         }), reset_less=True)  # fmt: skip
-        moved_valid, out_free = Signal(), Signal()
+        moved_valid, out_free = Signal(name="moved_valid"), Signal(name="out_free")
         m.d.comb += [out_free.eq(~self.o.valid | self.o.ready), free.eq(~moved_valid | out_free)]
         with m.If(free):
             m.d.sync += moved_valid.eq(go)

@@ -48,6 +48,9 @@ class Proof:
     peeks : dict
         Input ports of the harness that observe a signal of the block, such as `{"level": "dut.level"}`: an induction
         needs to know how the state of the block and that of the harness belong together.
+    without : dict
+        Submodules of the block that are no part of the proof, and their outputs, which outputs of the harness take the
+        place of: `{"buffer": ("o__valid",)}` puts `cut_buffer__o__valid` for `dut.buffer__o__valid`.
     constants : dict
         Values of inputs, or bits of them, in every cycle: the case that the proof is about.
     faults : tuple of Fault
@@ -63,6 +66,7 @@ class Proof:
     method: str
     depth: int
     peeks: dict[str, str] | None = None
+    without: dict[str, tuple[str, ...]] | None = None
     constants: dict[str, int] | None = None
     faults: tuple[Fault, ...] = ()
     quick: bool = True
@@ -104,22 +108,25 @@ def check(proof: Proof, *, fault: Fault | None = None) -> Result:
         If pyosys is not installed.
     """
     top = proof.harness()
-    peeks = proof.peeks or {}
+    peeks, without = proof.peeks or {}, proof.without or {}
+    cut = [f"{name}__{port}" for name, ports in without.items() for port in ports]
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         files = [*emit_verilog(top, Path(folder)), *sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
         passes = [
             *(f'read_verilog -defer "{path}"' for path in files),
             f"hierarchy -check -top {top.module_name}",
+            *(f"delete */c:{name}" for name in without),
             "proc",
             "flatten",
+            "memory_map",
             "setattr -set keep 1 w:dut.*",  # what only peeks look at
             "opt_clean",
             "setattr -unset keep w:dut.*",
             *([f"connect -set dut.{fault.signal} {fault.value}"] if fault else ()),
+            *(f"connect -set dut.{wire} cut_{wire}" for wire in cut),
             *(f"delete -input w:{port}" for port in peeks),
             *(f"connect -set {port} {signal}" for port, signal in peeks.items()),
-            "memory_map",
             "check -assert",  # a net without a driver would be free, or be optimised to what proves the property
             *(["setattr -unset init w:*"] if proof.method == "window" else ()),
             "opt -fine",

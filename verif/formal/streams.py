@@ -5,10 +5,11 @@ cycle, under any pattern of `valid` and `ready`. There is no deadlock: a buffer 
 that is not full takes one.
 """
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Array, Cat, Module, Signal
 from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
 
+from lnpu.fgmp.encoder import SramFifo
 from lnpu.hdl import Block, place
 from lnpu.mem.fifo import RegisterFifo
 from lnpu.vector.skid_buffer import SkidBuffer
@@ -78,6 +79,69 @@ class KeepsWords(Block):
         return m
 
 
+class KeepsWordsInMemory(Block):
+    """A buffer in an SRAM of `depth` words, and a word at its output, beside a queue and a word."""
+
+    def __init__(self, *, depth: int) -> None:
+        self.depth = depth
+        super().__init__(
+            {
+                "i": In(stream.Signature(WIDTH)),
+                "o": Out(stream.Signature(WIDTH)),
+                "peek_level": In(range(depth + 1)),
+                **{f"peek_{name}": In(range(depth)) for name in ("at", "to")},
+                **{f"peek_word{n}": In(WIDTH) for n in range(depth)},
+                "assume": Out(1),
+                "hold": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        dut = place(m, "dut", SramFifo(width=WIDTH, depth=self.depth))
+        queue = [Signal(WIDTH, name=f"queue{n}") for n in range(self.depth)]
+        level, kept = Signal(range(self.depth + 1)), Signal(range(self.depth + 1))
+        there, word = Signal(), Signal(WIDTH)
+        push, pull = Signal(), Signal()
+        m.d.comb += [
+            dut.i.payload.eq(self.i.payload),
+            dut.i.valid.eq(self.i.valid),
+            self.i.ready.eq(dut.i.ready),
+            self.o.payload.eq(dut.o.payload),
+            self.o.valid.eq(dut.o.valid),
+            dut.o.ready.eq(self.o.ready),
+            push.eq(self.i.valid & dut.i.ready),
+            pull.eq((level != 0) & (~there | self.o.ready)),
+            kept.eq(level - pull),
+            self.assume.eq(1),
+        ]
+        m.d.sync += level.eq(kept + push)
+        with m.If(pull):
+            m.d.sync += [there.eq(1), word.eq(queue[0])]
+        with m.Elif(self.o.ready):
+            m.d.sync += there.eq(0)
+        for n, place_ in enumerate(queue):
+            with m.If(push & (kept == n)):
+                m.d.sync += place_.eq(self.i.payload)
+            if n + 1 < self.depth:
+                with m.Elif(pull):
+                    m.d.sync += place_.eq(queue[n + 1])
+        words = Array(getattr(self, f"peek_word{n}") for n in range(self.depth))
+        spots = [(self.peek_at + n)[: (self.depth - 1).bit_length()] for n in range(self.depth)]
+        m.d.comb += self.hold.eq(
+            Cat(
+                level <= self.depth,
+                dut.i.ready == (level != self.depth),
+                dut.o.valid == there,
+                ~there | (dut.o.payload == word),
+                self.peek_level == level,
+                (self.peek_at + level)[: (self.depth - 1).bit_length()] == self.peek_to,
+                *((level <= n) | (words[spot] == queue[n]) for n, spot in enumerate(spots)),
+            ).all()
+        )
+        return m
+
+
 def _proof(name, block, buffer, depth, peeks, fault):
     return Proof(
         name=name,
@@ -110,5 +174,16 @@ PROOFS = [
             Fault("pop", 0),
         )
         for depth in (1, 2, 4)
+    ),
+    Proof(
+        name="sram-fifo-4",
+        block="SramFifo, 8 bits x 4 and one",
+        statement="every word comes out once, unchanged, in order; no deadlock",
+        harness=lambda: KeepsWordsInMemory(depth=4),
+        method="induction",
+        depth=8,
+        peeks={f"peek_{name}": f"dut.{name}" for name in ("level", "at", "to")}
+        | {f"peek_word{n}": f"\\dut.memory.words[{n}]" for n in range(4)},
+        faults=(Fault("level[1]", 0), Fault("level[2]", 0)),
     ),
 ]
