@@ -9,6 +9,7 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def run(
     gates: Liberty | None = None,
     swap: tuple[str, str] | None = None,
     only: str | None = None,
+    sources: Sequence[Path] = (),
     **parameters,
 ) -> Path:
     """Emit `block`, build it (cached by content) and run every cocotb test in module `testbench`.
@@ -48,6 +50,8 @@ def run(
         A defect of the netlist, to see that the tests find it: the middle one of the first cell becomes the second.
     only : str or None
         Run only the cocotb tests in whose name this regular expression is found.
+    sources : sequence of Path
+        Verilog beside what is emitted.
     parameters
         JSON-serialisable values for the testbench, see `parameters`.
 
@@ -68,10 +72,10 @@ def run(
     key = (block.module_name, testbench, sorted(parameters.items()), *([gates.digest, swap] if gates else ()))
     label = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
     work = BUILD / f"{block.module_name}-{testbench.rsplit('.', 1)[-1]}-{label}"
-    sources = _gate_sources(block, gates, swap, work) if gates else emit_verilog(block, work / "rtl")
-    sources += [*sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
+    emitted = _gate_sources(block, gates, swap, work) if gates else emit_verilog(block, work / "rtl")
+    files = [*emitted, *sources, *sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
     waves = bool(os.environ.get("WAVES"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + bytes([waves])).hexdigest()
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files) + bytes([waves])).hexdigest()
     stamp, results = work / "content", work / "results.xml"
     environment = verilator_environment()
     saved = dict(os.environ)
@@ -83,7 +87,7 @@ def run(
             _hide_gates(runner)
         stale = not stamp.exists() or stamp.read_text() != digest
         runner.build(
-            sources=sources,
+            sources=files,
             hdl_toplevel=block.module_name,
             build_dir=work / "sim",
             build_args=[*_WAIVED, "--x-initial", "unique", "-O3"],

@@ -1,0 +1,71 @@
+"""The interconnect and the RAM of the example system, with two masters' ports and the slave's stalls to choose."""
+
+from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Signal
+from amaranth.lib.wiring import In, Out
+
+from lnpu.hdl import Block
+
+__all__ = ["AxiSystem"]
+
+ADDRESS, DATA, ID = 32, 64, 1
+_REQUESTS = {"ar": ("addr", "len", "id"), "aw": ("addr", "len", "id"), "w": ("data", "strb", "last")}
+_RESPONSES = {"r": ("data", "resp", "last", "id"), "b": ("resp", "id")}
+_WIDTHS = {"addr": ADDRESS, "len": 8, "data": DATA, "strb": DATA // 8, "last": 1, "resp": 2}
+
+
+class AxiSystem(Block):
+    """`examples/soc/axi_interconnect.v` on `examples/soc/axi_ram.v`.
+
+    Parameters
+    ----------
+    log2_bytes : int
+        Size of the RAM.
+
+    Members
+    -------
+    m_arvalid, ... : as in `axi_interconnect.v`
+        Ports of the masters; field m of each belongs to master m.
+    slave_arready, ... : In(1)
+        While 0, no transfer of that channel passes between interconnect and RAM.
+    """
+
+    def __init__(self, *, log2_bytes: int) -> None:
+        self.log2_bytes = log2_bytes
+        members = {}
+        for channel, fields in _REQUESTS.items():
+            members |= {f"m_{channel}valid": In(2), f"m_{channel}ready": Out(2)}
+            members |= {f"m_{channel}{field}": In(2 * _WIDTHS.get(field, ID)) for field in fields}
+        for channel, fields in _RESPONSES.items():
+            members |= {f"m_{channel}valid": Out(2), f"m_{channel}ready": In(2)}
+            members |= {f"m_{channel}{field}": Out(_WIDTHS.get(field, ID)) for field in fields}
+        members |= {f"slave_{channel}go": In(1) for channel in (*_REQUESTS, *_RESPONSES)}
+        super().__init__(members)
+
+    def elaborate(self, platform):
+        m = Module()
+        fabric, ram = {}, {}
+        for name, member in self.signature.members.items():
+            if name.startswith("m_"):
+                fabric[f"{'i' if member.flow is In else 'o'}_{name}"] = getattr(self, name)
+        for channels, outward in ((_REQUESTS, True), (_RESPONSES, False)):
+            for channel, fields in channels.items():
+                source, target = ("o_s_", "i_") if outward else ("i_s_", "o_")
+                giver, taker = (fabric, ram) if outward else (ram, fabric)
+                for field in fields:
+                    wire = Signal(ID + 1 if field == "id" else _WIDTHS[field], name=f"s_{channel}{field}")
+                    fabric[f"{source}{channel}{field}"] = wire
+                    ram[f"{target}{channel}{field}"] = wire
+                go = getattr(self, f"slave_{channel}go")
+                valid, ready = Signal(name=f"s_{channel}valid"), Signal(name=f"s_{channel}ready")
+                prefixes = ("s_", "") if outward else ("", "s_")
+                giver[f"o_{prefixes[0]}{channel}valid"] = valid
+                giver[f"i_{prefixes[0]}{channel}ready"] = ready & go
+                taker[f"i_{prefixes[1]}{channel}valid"] = valid & go
+                taker[f"o_{prefixes[1]}{channel}ready"] = ready
+        widths = {"p_ADDR_BITS": ADDRESS, "p_DATA_BITS": DATA}
+        clocks = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
+        m.submodules.fabric = Instance("axi_interconnect", **widths, p_ID_BITS=ID, **clocks, **fabric)
+        m.submodules.ram = Instance(
+            "axi_ram", **widths, p_ID_BITS=ID + 1, p_LOG2_BYTES=self.log2_bytes, **clocks, **ram
+        )
+        return m
