@@ -488,8 +488,8 @@ class Decoder(Block):
             ]  # fmt: skip
 
         # Write side. Pointers count modulo twice the depth.
-        to, base, at = Signal(range(2 * depth)), Signal(range(2 * depth)), Signal(range(2 * depth))
-        spoilt, bad, room, go = Signal(), Signal(), Signal(), Signal()
+        to, base, at = (Signal(range(2 * depth), name=f"store_{name}") for name in ("to", "base", "at"))
+        spoilt, bad, room, go = (Signal(name=f"store_{name}") for name in ("spoilt", "bad", "room", "go"))
         m.d.comb += [
             room.eq(picked.payload.zero | ((to - at)[: len(to)] != depth)),
             picked.ready.eq(~picked.valid | (room & (released.i.ready | ~picked.payload.final))),
@@ -513,7 +513,7 @@ class Decoder(Block):
                     m.d.sync += [to.eq(to + 1), base.eq(to + 1)]
 
         # Read side: the store's read register is the output register.
-        valid, zero, issue = Signal(), Signal(), Signal()
+        valid, zero, issue = (Signal(name=f"beat_{name}") for name in ("valid", "zero", "issue"))
         count = Signal(range(beats), name="beats_out")
         m.d.comb += [
             issue.eq(released.o.valid & (~valid | self.o.ready)),

@@ -51,6 +51,8 @@ class Proof:
     without : dict
         Submodules of the block that are no part of the proof, and their outputs, which outputs of the harness take the
         place of: `{"buffer": ("o__valid",)}` puts `cut_buffer__o__valid` for `dut.buffer__o__valid`.
+    cuts : tuple of str
+        Registers of the block that are none either, likewise: `("state",)` puts `cut_state` for `dut.state`.
     constants : dict
         Values of inputs, or bits of them, in every cycle: the case that the proof is about.
     faults : tuple of Fault
@@ -67,6 +69,7 @@ class Proof:
     depth: int
     peeks: dict[str, str] | None = None
     without: dict[str, tuple[str, ...]] | None = None
+    cuts: tuple[str, ...] = ()
     constants: dict[str, int] | None = None
     faults: tuple[Fault, ...] = ()
     quick: bool = True
@@ -109,7 +112,7 @@ def check(proof: Proof, *, fault: Fault | None = None) -> Result:
     """
     top = proof.harness()
     peeks, without = proof.peeks or {}, proof.without or {}
-    cut = [f"{name}__{port}" for name, ports in without.items() for port in ports]
+    outputs = [f"{name}__{port}" for name, ports in without.items() for port in ports]
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         files = [*emit_verilog(top, Path(folder)), *sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
@@ -120,11 +123,14 @@ def check(proof: Proof, *, fault: Fault | None = None) -> Result:
             "proc",
             "flatten",
             "memory_map",
+            # While every signal has still a driver of its own, not that of an alias.
+            *([f"connect -nomap -set dut.{fault.signal} {fault.value}"] if fault else ()),
+            *(f"setattr -unset init w:dut.{wire}" for wire in proof.cuts),
+            *(f"connect -nomap -set dut.{wire} cut_{wire}" for wire in proof.cuts),
             "setattr -set keep 1 w:dut.*",  # what only peeks look at
             "opt_clean",
             "setattr -unset keep w:dut.*",
-            *([f"connect -set dut.{fault.signal} {fault.value}"] if fault else ()),
-            *(f"connect -set dut.{wire} cut_{wire}" for wire in cut),
+            *(f"connect -set dut.{wire} cut_{wire}" for wire in outputs),
             *(f"delete -input w:{port}" for port in peeks),
             *(f"connect -set {port} {signal}" for port, signal in peeks.items()),
             "check -assert",  # a net without a driver would be free, or be optimised to what proves the property

@@ -3,6 +3,7 @@
 from verif.formal import (
     aligner,
     axi_bursts,
+    decoder_store,
     encoder_blocks,
     encoder_words,
     exact_sum,
@@ -25,6 +26,7 @@ PROOFS: dict[str, Proof] = {
         exact_sum,
         axi_bursts,
         aligner,
+        decoder_store,
         encoder_blocks,
         encoder_words,
     )
