@@ -170,6 +170,6 @@ PROOFS = [
         depth=8,
         peeks={f"peek_{name}": wire if wire.startswith("\\") else f"dut.{wire}" for name, (wire, _) in _PEEKS.items()},
         cuts=("picked__payload", "picked__valid"),
-        faults=(Fault("store_room", 1), Fault("released.pop", 0)),
+        faults=(Fault("store_go", 0), Fault("beat_issue", 0)),
     )
 ]

@@ -6,19 +6,22 @@ from pathlib import Path
 import pytest
 
 import lnpu.sim.build
+import verif.runner
 from lnpu.config import TINY
 from lnpu.export.srams import srams
+from lnpu.fgmp.decoder import Decoder
 from lnpu.hdl import emit_verilog
 from lnpu.synth.macros import Macro
 from lnpu.toolchain import RTL
 from lnpu.verilog import lint
+from verif.runner import run
 from verif.tests.test_chip import simulate
 from verif.tests.test_compiler import random_job
 from verif.tests.test_fpga import Memory
 
 ROOT = Path(__file__).parent.parent.parent
 FOUNDRY = ROOT / "verif" / "foundry"
-WRAPPED = [(1024, 128), (128, 32), (256, 32), (256, 76), (64, 102), (128, 408), (2048, 16)]
+WRAPPED = [(1024, 128), (128, 32), (256, 32), (256, 76), (64, 102), (128, 408), (2048, 16), (32, 64), (32, 72)]
 
 
 def test_chip(monkeypatch):
@@ -27,6 +30,13 @@ def test_chip(monkeypatch):
     config = TINY.replace(name="foundry")
     for seed in range(3):
         simulate(random_job(config, seed), stall=0.2 * (seed % 2), seed=seed)
+
+
+def test_decoder_under_stalls(monkeypatch):
+    """Its output is that of a macro, which must hold while nobody takes it."""
+    monkeypatch.setattr(verif.runner, "RTL", FOUNDRY)
+    shape = {"axi_bits": TINY.axi_bits, "beat": TINY.beat}
+    run(Decoder(config=TINY), "verif.decoder_tb", only="random_stalls", config=shape, srams="foundry")
 
 
 def test_every_wrapped_shape_is_in_the_chip(tmp_path):

@@ -49,22 +49,22 @@ module lnpu_sram_1r1w #(
                     .CLK(clk), .PD(1'b0), .TEST(1'b0), .WEB(~|w_en), .BWEB(~mask[51*g +: 51]), .WA(w_addr),
                     .D(w_data[51*g +: 51]), .REB(~r_en), .RA(r_addr), .Q(r_data[51*g +: 51]));
             end
-        end else if (DEPTH == 2048 && WIDTH == 16) begin : words_of_two
+        end else if ((DEPTH == 2048 && WIDTH == 16) || DEPTH == 32) begin : words_of_two
             // Which macro was read last, and, as they do not hold it, what came.
             wire [WIDTH-1:0] q [0:1];
             reg last, fresh;
             reg [WIDTH-1:0] kept;
             for (g = 0; g < 2; g = g + 1) begin : half
-                foundry_sram_1r1w #(.WORDS(1024), .BITS(WIDTH), .ADDRESS(10), .HOLDS(0)) macro (
-                    .CLK(clk), .PD(1'b0), .TEST(1'b0), .WEB(~(|w_en & w_addr[10] == g)), .BWEB(~mask),
-                    .WA(w_addr[9:0]), .D(w_data), .REB(~(r_en & r_addr[10] == g)), .RA(r_addr[9:0]), .Q(q[g]));
+                foundry_sram_1r1w #(.WORDS(DEPTH/2), .BITS(WIDTH), .ADDRESS(ADDR_BITS-1), .HOLDS(0)) macro (
+                    .CLK(clk), .PD(1'b0), .TEST(1'b0), .WEB(~(|w_en & w_addr[ADDR_BITS-1] == g)), .BWEB(~mask),
+                    .WA(w_addr[ADDR_BITS-2:0]), .D(w_data), .REB(~(r_en & r_addr[ADDR_BITS-1] == g)), .RA(r_addr[ADDR_BITS-2:0]), .Q(q[g]));
             end
             assign r_data = fresh ? q[last] : kept;
             always @(posedge clk) begin
                 fresh <= r_en;
                 kept <= r_data;
                 if (r_en)
-                    last <= r_addr[10];
+                    last <= r_addr[ADDR_BITS-1];
             end
         end else if (DEPTH * WIDTH <= 4096) begin : flip_flops
             reg [WIDTH-1:0] words [0:DEPTH-1];
