@@ -90,9 +90,10 @@ def block_parts(channel: int, count: int) -> Iterator[tuple[int, int, int]]:
 
 def loaded_pixels(box: tuple[int, int], halo: tuple[int, int], source: tuple[int, int]) -> int:
     """Pixels, about, that LOAD brings for the lines and pixels of a box with the halo of so many taps, of an image of
-    `source`: padding is there already, and a line costs more than its pixels, for words that it has only a part of."""
+    `source`: padding is there already, and a line costs more than its pixels, for words that it has only a part of (but
+    not one of a single pixel: those follow each other)."""
     tall, wide = (min(inner + taps - 1, size) for inner, taps, size in zip(box, halo, source, strict=True))
-    return tall * (wide + 1)
+    return tall * (wide + (wide > 1))
 
 
 def load_sparse(
