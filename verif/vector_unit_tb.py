@@ -504,6 +504,30 @@ async def long_sums(dut):
 
 
 @cocotb.test()
+async def short_sums(dut):
+    """Sums that go on with a stored row in every cycle or every other one, command behind command."""
+    random = rng()
+    bench = Bench(dut, random)
+    values = random.normal(0, 1, (128, BEAT)).astype(np.float32).view(np.uint32)
+    bench.model.memory[:128] = bench.memory[:128] = values
+    await bench.start()
+    for bench.stall in (0.0, 0.4):
+        commands = [{"outer": 8, "inner": 1, "sum": 0, "initialise": 1}]
+        commands += [{"outer": outer, "inner": inner, "sum": 1} for outer in (6, 1, 7) for inner in (1, 2, 1)]
+        for command in commands:
+            a, b = random.integers(60, size=2).tolist()
+            steps = {"a": a, "a_outer": 7, "a_inner": 1, "b": b, "b_outer": 1, "b_inner": 9}
+            await bench.put(fields := command | steps | {"op": VectorOp.SUM.value})
+            bench.model.run(fields)
+        out = {"op": VectorOp.SUM_OUT.value, "outer": 8, "inner": 1, "dst": 1000, "dst_outer": 1}
+        await bench.put(out)
+        bench.model.run(out)
+        await bench.idle()
+        bench.compare(out)
+        assert not bench.errors
+
+
+@cocotb.test()
 async def dependent_commands(dut):
     """Commands queued back to back, each of which reads what the one before wrote."""
     random = rng()
