@@ -1,13 +1,17 @@
 """The interconnect and the RAM of the example system, with two masters' ports and the slave's stalls to choose."""
 
-from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Signal
+from amaranth.hdl import Cat, ClockSignal, Instance, Module, ResetSignal, Signal
 from amaranth.lib.wiring import In, Out
 
-from lnpu.hdl import Block
+from lnpu.hdl import Block, place
+from lnpu.mem.fifo import RegisterFifo
 
 __all__ = ["AxiSystem"]
 
 ADDRESS, DATA, ID = 32, 64, 1
+_WRITES_AHEAD = 32
+"""More than the interconnect may grant."""
+
 _REQUESTS = {"ar": ("addr", "len", "id"), "aw": ("addr", "len", "id"), "w": ("data", "strb", "last")}
 _RESPONSES = {"r": ("data", "resp", "last", "id"), "b": ("resp", "id")}
 _WIDTHS = {"addr": ADDRESS, "len": 8, "data": DATA, "strb": DATA // 8, "last": 1, "resp": 2}
@@ -60,8 +64,11 @@ class AxiSystem(Block):
                 prefixes = ("s_", "") if outward else ("", "s_")
                 giver[f"o_{prefixes[0]}{channel}valid"] = valid
                 giver[f"i_{prefixes[0]}{channel}ready"] = ready & go
-                taker[f"i_{prefixes[1]}{channel}valid"] = valid & go
-                taker[f"o_{prefixes[1]}{channel}ready"] = ready
+                if channel == "aw":
+                    self._queue(m, ram, valid & go, ready)
+                else:
+                    taker[f"i_{prefixes[1]}{channel}valid"] = valid & go
+                    taker[f"o_{prefixes[1]}{channel}ready"] = ready
         widths = {"p_ADDR_BITS": ADDRESS, "p_DATA_BITS": DATA}
         clocks = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
         m.submodules.fabric = Instance("axi_interconnect", **widths, p_ID_BITS=ID, **clocks, **fabric)
@@ -69,3 +76,20 @@ class AxiSystem(Block):
             "axi_ram", **widths, p_ID_BITS=ID + 1, p_LOG2_BYTES=self.log2_bytes, **clocks, **ram
         )
         return m
+
+    def _queue(self, m, ram, valid, ready):
+        """Write addresses wait for the RAM, so that the interconnect grants many whose data are still to come."""
+        ports = [f"i_aw{field}" for field in _REQUESTS["aw"]]
+        fields = [ram[port] for port in ports]
+        queue = place(m, "queue", RegisterFifo(shape=sum(map(len, fields)), depth=_WRITES_AHEAD))
+        waiting = [Signal.like(field, name=f"queue_{port}") for port, field in zip(ports, fields, strict=True)]
+        m.d.comb += [
+            queue.i.payload.eq(Cat(fields)),
+            queue.i.valid.eq(valid),
+            ready.eq(queue.i.ready),
+            Cat(waiting).eq(queue.o.payload),
+        ]
+        ram |= dict(zip(ports, waiting, strict=True)) | {
+            "i_awvalid": queue.o.valid,
+            "o_awready": queue.o.ready,
+        }

@@ -85,8 +85,9 @@ module axi_interconnect #(
     reg  aw_owner, aw_held;
     reg  [(1<<LOG2_WRITES)-1:0] owners;
     reg  [LOG2_WRITES:0] granted, done;
-    wire full = granted - done == 1 << LOG2_WRITES;
-    wire empty = granted == done;
+    wire [LOG2_WRITES:0] to_come = granted - done;
+    wire full = to_come[LOG2_WRITES];
+    wire empty = to_come == 0;
     wire aw_pick = m_awvalid[~aw_owner] ? ~aw_owner : aw_owner;
     wire aw = aw_held ? aw_owner : aw_pick;
     assign s_awvalid = m_awvalid[aw] & ~full;
