@@ -19,6 +19,7 @@ async def lanes(dut):
         getattr(dut, name).value = 0
     await start(dut)
     edge = RisingEdge(dut.clk)
+    pes = [getattr(dut, f"pe_{n}") for n in range(count)]
     expected: list = [None, None]
     psums = [Psum()] * count
     following = 0
@@ -42,6 +43,10 @@ async def lanes(dut):
         psums = [psum.plus_many([(a[i], b[i][n]) for i in used if live[n]]) for n, psum in enumerate(psums)]
         expected.append(psums)
         await edge
+        for n in range(count):
+            if not live[n]:
+                rests = not int(pes[n].b.value) and not int(pes[n].enable.value)
+                assert rests, f"cycle {cycle}: lane {n} is not at rest"
         want = expected.pop(0)
         if want is not None:
             word = int(dut.psum_o.value)

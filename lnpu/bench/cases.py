@@ -9,7 +9,7 @@ from golden.conv import conv2d_output_shape
 from lnpu.compiler.graph import Conv, Linear, resnet18
 from lnpu.config import ChipConfig
 
-__all__ = ["PHASES", "PROGRAMS", "SETS", "ZEROS", "Case", "Shape", "cases_of", "select"]
+__all__ = ["MASKS", "PHASES", "PROGRAMS", "SETS", "ZEROS", "Case", "Shape", "cases_of", "select"]
 
 PHASES = ("ff", "bp", "wg")
 """Feed-forward, error back-propagation, weight gradient."""
@@ -23,6 +23,9 @@ second pair of lines, or of pairs of lines drawn by lot."""
 PROGRAMS = ("compiled", "resident", "lockstep")
 """What runs: the compiled program; that, measured with operands on the chip up to the last product; that, with cores
 that wait for each other after every step (see `lnpu.bench.rewrite`)."""
+
+MASKS = ("", "random", "lines")
+"""What a ReLU masks of a result of BP: nothing, every second element on average, or every second line."""
 
 _FORMATS = ("fp16", "fp8")
 _SPARSITIES = (0.5, 0.75, 0.9)
@@ -84,8 +87,8 @@ class Case:
     Parameters
     ----------
     group : str
-        "layer" (of ResNet-18), "gemm", "memory" (bound by the bus), "balance" (zeros that are not spread evenly), or
-        "tiny" (shapes smaller than the array).
+        "layer" (of ResNet-18), "gemm", "memory" (bound by the bus), "balance" (zeros not evenly spread), "mask" (BP
+        under a ReLU), or "tiny" (shapes smaller than the array).
     phase : str
         One of `PHASES`.
     shape : Shape
@@ -95,6 +98,8 @@ class Case:
         Probability of a zero in the streamed operand.
     zeros : str
         One of `ZEROS`.
+    mask : str
+        One of `MASKS`.
     program : str
         One of `PROGRAMS`.
     seed : int
@@ -109,6 +114,7 @@ class Case:
     sparsity: float = 0.0
     zeros: str = "random"
     program: str = "compiled"
+    mask: str = ""
     seed: int = 0
 
     @property
@@ -118,6 +124,7 @@ class Case:
         zeros = f"/z{100 * self.sparsity:.0f}" if self.sparsity else ""
         zeros += f"-{self.zeros}" if self.zeros != "random" else ""
         program = f"/{self.program}" if self.program != "compiled" else ""
+        program += f"/masked-{self.mask}" if self.mask else ""
         return f"{self.group}/{self.shape.name}/{self.phase}/{formats}{zeros}/b{self.shape.batch}{program}"
 
     def peak_cycles(self, config: ChipConfig) -> float:
@@ -229,6 +236,7 @@ def _full(config: ChipConfig, batch: int | None) -> Iterator[Case]:
     ):
         yield from _dense("memory", shape)
     yield from _balance(Shape(batch=4, channels=64, image=32, outputs=64, kernel=3, padding=1), ("ff", "wg"))
+    yield from _masked(Shape(batch=2, channels=64, image=32, outputs=64, kernel=3, padding=1))
     for outputs in (1, 2, 4, 8):
         yield from _phases("tiny", Shape(channels=64, image=16, outputs=outputs, kernel=3, padding=1))
     yield from _phases("tiny", Shape(channels=1, image=16, outputs=64, kernel=3, padding=1))
@@ -236,6 +244,11 @@ def _full(config: ChipConfig, batch: int | None) -> Iterator[Case]:
     yield from _phases("tiny", Shape(batch=4, channels=64, image=1, outputs=64, kernel=3, padding=1))
     yield from _phases("tiny", Shape(batch=64, channels=1, outputs=64))
     yield from _phases("tiny", Shape(channels=512, outputs=512))
+
+
+def _masked(shape: Shape) -> Iterator[Case]:
+    for mask in MASKS:
+        yield from _phases("mask", shape, ("bp",), mask=mask)
 
 
 def _small(batch: int | None) -> Iterator[Case]:
@@ -254,6 +267,7 @@ def _small(batch: int | None) -> Iterator[Case]:
     yield from _gemm(24)
     yield from _phases("memory", Shape(channels=128, outputs=64), ("ff",))
     yield from _balance(replace(plain, batch=2, image=16), ("ff",))
+    yield from _masked(replace(plain, batch=2, channels=8))
     yield from _phases("tiny", replace(plain, batch=1, outputs=1), ("ff",))
     yield from _phases("tiny", Shape(channels=64, outputs=64), ("bp",))
     yield from _phases("tiny", Shape(batch=4, channels=16, image=1, outputs=16, kernel=3, padding=1), ("wg",))

@@ -64,6 +64,10 @@ def operation(case: Case) -> tuple[str, list[NDArray[np.float16]], dict[str, Any
         function = "input_grad"
         if not shape.linear:
             options["input_shape"] = shape.x
+        if case.mask:
+            options["mask"] = abs(operand(shape.x, 0.5 if case.mask == "random" else 0.0))
+            if case.mask == "lines":
+                options["mask"][:, :, 1::2] = 0
     else:
         names, operands, function = ("x", "w"), [operand(shape.x, case.sparsity), operand(shape.w)], ""
     options |= {f"{name}_format": format_ for name, format_ in zip(names, (case.streamed, case.resident), strict=True)}

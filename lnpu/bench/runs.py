@@ -23,7 +23,7 @@ __all__ = ["COUNTERS", "LATENCY", "Results", "read_results", "run", "source_hash
 COUNTERS = (
     "cycles", "core_busy", "mac16", "mac8", "skipped_zero", "skipped_padding", "visits", "load_busy",
     "load_dense_busy", "drain_busy",
-    "store_busy", "read_beats", "write_beats", "read_wait",
+    "store_busy", "read_beats", "write_beats", "read_wait", "gated", "masked_visits",
 )  # fmt: skip
 """Counters that are kept."""
 

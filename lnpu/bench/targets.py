@@ -23,6 +23,9 @@ _FASTER = "times faster than FP16 with as many zeros, with loads and stores, wor
 _BALANCE = "of the speed with as many zeros evenly spread, worst"
 _LOCKSTEP = "of the cycles when no core begins a step before all are done, worst"
 
+_GATED = "of the products under a mask of which half is zero come to lanes at rest"
+_MASKED = "of the cycles of the cores without a mask, where it masks every second line as a whole"
+
 _GEMMS = (96, 192, 512)
 _SKIPPED = ((0.5, 0.92, 0.97), (0.75, 0.88, 0.95), (0.9, 0.8, 0.9))
 _FP8 = ((0.0, 1.95, 3.9), (0.5, 1.8, 3.5))
@@ -110,6 +113,8 @@ def _lines(results: "Results") -> Iterator[Line]:
             title = f"FP8, {f'{sparsity:.0%} zeros' if sparsity else 'dense'}, {phase.upper()}"
             yield _line(title, _FEWER, "x", target, goal, speed_ups(results, phase, sparsity, "core_busy"))
             yield _line(title, _FASTER, "x", None, None, speed_ups(results, phase, sparsity, "cycles"))
+    yield _line("BP under the mask of a ReLU", _GATED, "%", None, None, _gated(results))
+    yield _line("BP under the mask of a ReLU", _MASKED, "%", None, None, _masked(results))
     title = "zeros not evenly spread"
     yield _line(title, _BALANCE, "%", 0.8, 0.95, [(name, even) for name, even, _ in balance(results)])
     yield _line(title, _LOCKSTEP, "%", None, None, [(name, lockstep) for name, _, lockstep in balance(results)])
@@ -178,6 +183,21 @@ def speed_ups(results: "Results", phase: str, sparsity: float, counter: str) -> 
         for result in _layers(results, phase, "fp8", sparsity)
         if (plain := results.found.get(replace(result.case, streamed="fp16", resident="fp16").name))
         and result.counters[counter]
+    ]
+
+
+def _gated(results: "Results") -> Measured:
+    return [
+        (result.case.name, result.counters["gated"] / (result.counters["mac16"] + result.counters["mac8"]))
+        for result in _chosen(results, lambda case: case.mask == "random")
+    ]
+
+
+def _masked(results: "Results") -> Measured:
+    return [
+        (result.case.name, result.counters["core_busy"] / plain.counters["core_busy"])
+        for result in _chosen(results, lambda case: case.mask == "lines")
+        if (plain := results.found.get(replace(result.case, mask="").name))
     ]
 
 

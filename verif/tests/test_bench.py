@@ -12,7 +12,7 @@ import pytest
 import golden
 from lnpu.bench import operation, runs
 from lnpu.bench.baseline import BASELINE, compare, read_baseline, write_baseline
-from lnpu.bench.cases import PHASES, PROGRAMS, SETS, ZEROS, Case, Shape, cases_of, select
+from lnpu.bench.cases import MASKS, PHASES, PROGRAMS, SETS, ZEROS, Case, Shape, cases_of, select
 from lnpu.bench.metrics import measure
 from lnpu.bench.operation import Result
 from lnpu.bench.plots import has_layers, has_sparsities
@@ -117,7 +117,7 @@ def test_sets(name, config):
     assert {case.streamed for case in layers} == {"fp16", "fp8"}
     assert {case.sparsity for case in layers} == {0.0, 0.5, 0.75, 0.9}
     assert {case.shape.stride for case in layers} == {1, 2} and {case.shape.kernel for case in layers} == {1, 3}
-    assert {case.group for case in cases} == {"layer", "gemm", "memory", "balance", "tiny"}
+    assert {case.group for case in cases} == {"layer", "gemm", "memory", "balance", "mask", "tiny"}
     assert {case.zeros for case in cases} == set(ZEROS) and {case.program for case in cases} == set(PROGRAMS)
     uneven = [case for case in cases if case.zeros != "random"]
     for case in uneven:  # what they are compared with is there
@@ -298,6 +298,21 @@ def test_balance():
     assert balance(results) == [(bands.name, pytest.approx(0.75, rel=1e-4), 0.75)]
     figures = {line.measure.split()[2]: line for line in lines(results) if line.title == "zeros not evenly spread"}
     assert figures["speed"].status == "missed" and figures["cycles"].status == ""
+
+
+def test_masks():
+    """How many products come to lanes at rest, and what rows that are masked as a whole save."""
+    by_mask = {case.mask: case for case in cases_of("small", TINY) if case.group == "mask"}
+    cases = [by_mask[mask] for mask in MASKS]
+    results = fake_results(TINY, "small", cases)
+    plain, random, whole = (results.found[case.name].counters for case in cases)
+    random["gated"] = round(0.45 * random["mac16"])
+    whole["core_busy"] = round(0.55 * plain["core_busy"])
+    found = {line.measure.split()[2]: line.measured for line in lines(results) if "mask of a ReLU" in line.title}
+    assert found == {"products": pytest.approx(0.45, abs=1e-3), "cycles": pytest.approx(0.55, abs=1e-3)}
+    masks = [operation.operation(case)[2].get("mask") for case in cases]
+    assert masks[0] is None and 0.4 < (masks[1] > 0).mean() < 0.6
+    assert (masks[2].any((0, 1, 3)) == [True, False] * (cases[0].shape.image // 2)).all()
 
 
 def test_shapes():
