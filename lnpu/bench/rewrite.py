@@ -12,7 +12,7 @@ from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Target, Unit
 __all__ = ["RewritingDevice", "in_lockstep", "resident"]
 
 _RESERVED = 4 << 20
-_BUFFERS = (Target.SPARSE.value, Target.DENSE.value)
+_BUFFERS = {Target.SPARSE.value: "sparse", Target.DENSE.value: "dense", Target.DENSE_LOAD.value: "dense"}
 
 
 def resident(commands: Sequence[Command]) -> tuple[list[Command], list[Command], list[Command]]:
@@ -27,7 +27,7 @@ def resident(commands: Sequence[Command]) -> tuple[list[Command], list[Command],
     commands : sequence of Command
         A program with a MULTIPLY.
     """
-    used: set[tuple[int, int, int]] = set()
+    used: set[tuple[str, int, int]] = set()  # buffer, core, page
     late: set[Unit] = set()
     first: list[Command] = []
     rest: list[Command] = []
@@ -37,7 +37,7 @@ def resident(commands: Sequence[Command]) -> tuple[list[Command], list[Command],
         if command.opcode is Opcode.LOAD:
             target, cores = f.get("target", 0), f.get("cores", 0)
             unit = Unit.LOAD_DENSE if target & 1 else Unit.LOAD
-            pages = {(target, core, f.get("page", 0)) for core in _bits(cores)}
+            pages = {(_BUFFERS.get(target, ""), core, f.get("page", 0)) for core in _bits(cores)}
             # LOADs of a unit stay in order: what waits for all but a unit's last one counts on that.
             if target in _BUFFERS and unit not in late and not pages & used:
                 first.append(command)
@@ -49,8 +49,7 @@ def resident(commands: Sequence[Command]) -> tuple[list[Command], list[Command],
         if command.opcode is Opcode.MULTIPLY:
             end = len(rest)
             for core in _bits(f.get("cores", 0)):
-                used.add((Target.SPARSE.value, core, f.get("sparse_page", 0)))
-                used.add((Target.DENSE.value, core, f.get("dense_page", 0)))
+                used |= {(buffer, core, f.get(f"{buffer}_page", 0)) for buffer in ("sparse", "dense")}
     return [*first, Command(Opcode.END)], [*rest[:end], Command(Opcode.END)], rest[end:]
 
 

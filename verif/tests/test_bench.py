@@ -22,7 +22,7 @@ from lnpu.bench.runs import COUNTERS, Results, read_results, source_hash
 from lnpu.bench.targets import balance, lines, memory_bound, speed_ups
 from lnpu.cli import main
 from lnpu.config import PAPER, TINY
-from lnpu.ctrl.commands import Command, Opcode
+from lnpu.ctrl.commands import Command, Opcode, Target
 from lnpu.sim import build as build_module
 
 LAYER = Shape(batch=2, channels=16, image=8, outputs=32, kernel=3, stride=2, padding=1)
@@ -205,6 +205,10 @@ def test_resident():
     )
     program = [dense, vector, sparse, first, END]
     assert resident(program) == ([dense, END], [vector, sparse, first, END], [END])
+    late = load(1, target=Target.DENSE_LOAD.value)  # to a page that a product has used
+    early = load(1, page=1, target=Target.DENSE_LOAD.value)
+    program = [early, dense, sparse, first, late, second, END]
+    assert resident(program) == ([early, dense, sparse, END], [first, late, second, END], [END])
 
 
 def test_lockstep():
