@@ -22,8 +22,9 @@ from lnpu.formats import LOW_BITS, psum_layout
 __all__ = ["count_events", "count_wakes"]
 
 _ARITHMETIC = {
-    VectorOp.ADD: ("add32",), VectorOp.SUB: ("add32",), VectorOp.MUL: ("multiply32",),
-    VectorOp.MULADD: ("multiply32", "add32"), VectorOp.MAX: ("add32",), VectorOp.MIN: ("add32",),
+    VectorOp.ADD: ("add32",), VectorOp.ADD_UNMASKED: ("add32",), VectorOp.SUB: ("add32",),
+    VectorOp.MUL: ("multiply32",), VectorOp.MULADD: ("multiply32", "add32"),
+    VectorOp.MAX: ("add32",), VectorOp.MIN: ("add32",),
     VectorOp.KEEP_EQUAL: ("add32",), VectorOp.GREATER_EQUAL: ("add32",), VectorOp.DIV: ("divide32",),
     VectorOp.SQRT: ("divide32",), VectorOp.SUM: ("sum",),
 }  # fmt: skip
