@@ -21,7 +21,7 @@ from verif.tests.test_fpga import Memory
 
 ROOT = Path(__file__).parent.parent.parent
 FOUNDRY = ROOT / "verif" / "foundry"
-WRAPPED = [(1024, 128), (128, 32), (256, 32), (256, 76), (64, 102), (128, 408), (2048, 16), (32, 64), (32, 72)]
+WRAPPED = [(1024, 128), (128, 32), (256, 76), (64, 102), (128, 408), (2048, 16), (32, 64), (32, 72)]
 
 
 def test_chip(monkeypatch):

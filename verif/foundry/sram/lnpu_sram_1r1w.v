@@ -1,6 +1,6 @@
 // The wrapper of docs/integration.md around the macros of foundry_macros.v, for the shapes of `tiny`. Each shape shows
-// another way: a mask by bit or by byte, a macro a granule, words or bits that several macros make up, an output that
-// the macro does not hold, and small shapes that become flip-flops.
+// another way: a mask by bit, a macro a granule, words or bits that several macros make up, an output that the macro
+// does not hold, and small shapes that become flip-flops.
 `default_nettype none
 module lnpu_sram_1r1w #(
     parameter DEPTH = 64,
@@ -27,14 +27,6 @@ module lnpu_sram_1r1w #(
         if ((DEPTH == 1024 && WIDTH == 128) || (DEPTH == 128 && WIDTH == 32)) begin : by_bit
             foundry_sram_1r1w #(.WORDS(DEPTH), .BITS(WIDTH), .ADDRESS(ADDR_BITS)) macro (
                 .CLK(clk), .PD(1'b0), .TEST(1'b0), .WEB(~|w_en), .BWEB(~mask), .WA(w_addr), .D(w_data),
-                .REB(~r_en), .RA(r_addr), .Q(r_data));
-        end else if (DEPTH == 256 && WIDTH == 32) begin : by_byte
-            wire [WIDTH/8-1:0] bytes;
-            for (g = 0; g < WIDTH / 8; g = g + 1) begin : enable
-                assign bytes[g] = mask[8*g];
-            end
-            foundry_sram_1r1w #(.WORDS(DEPTH), .BITS(WIDTH), .ADDRESS(ADDR_BITS), .MASK(WIDTH/8)) macro (
-                .CLK(clk), .PD(1'b0), .TEST(1'b0), .WEB(~|w_en), .BWEB(~bytes), .WA(w_addr), .D(w_data),
                 .REB(~r_en), .RA(r_addr), .Q(r_data));
         end else if (DEPTH == 256 && WIDTH == 76) begin : by_granule
             for (g = 0; g < GRANULES; g = g + 1) begin : part
