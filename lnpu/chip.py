@@ -158,7 +158,7 @@ class Chip(Block):
         with m.Switch(asked):
             for i, core in enumerate(cores):
                 with m.Case(i):
-                    m.d.comb += drain.psum.eq(core.psum)
+                    m.d.comb += [taken.eq(shown) for taken, shown in zip(drain.psum, core.psum, strict=True)]
         for i, core in enumerate(cores):
             m.d.comb += [
                 core.psum_request.valid.eq(request.valid & (request.payload.core == i)),

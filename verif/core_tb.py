@@ -9,7 +9,6 @@ from cocotb.triggers import RisingEdge
 from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import Command, Opcode
 from lnpu.ctrl.counters import core_events_layout
-from lnpu.formats import psum_layout
 from lnpu.interfaces import Buffer, Error
 from verif.agents import start, unpack
 from verif.mask_store_tb import Masks
@@ -56,12 +55,11 @@ class Sums:
             elif self.flags[n] & 1:
                 self.flags[n] = 1
 
-    def mismatches(self, word: int, acc_bits: int) -> list[str]:
-        """Where packed sums differ; the value has no meaning beside a flag, but is 0 where it is masked."""
+    def mismatches(self, dut, acc_bits: int) -> list[str]:
+        """Where the row on `psum` differs; the value has no meaning beside a flag, but is 0 where it is masked."""
         found = []
         for n, (acc, flags) in enumerate(zip(self.acc, self.flags, strict=True)):
-            width = psum_layout(acc_bits).size
-            got_acc, got = meaning(word >> n * width & ((1 << width) - 1), acc_bits)
+            got_acc, got = meaning(int(getattr(dut, f"psum__{n}").value), acc_bits)
             got_flags = sum(flag << i for i, flag in enumerate(got))
             if got_flags != flags or (flags in (0, MASKED) and got_acc != acc & ((1 << acc_bits) - 1)):
                 found.append(f"lane {n}: {got_acc:#x}/{got_flags}, not {acc & ((1 << acc_bits) - 1):#x}/{flags}")
@@ -274,7 +272,7 @@ class Bench:
             dut.psum_hold.value = int(holding)
             await self.edge
             if answer is not None:
-                wrong = self.psums[answer].mismatches(int(dut.psum.value), config.acc_bits)
+                wrong = self.psums[answer].mismatches(dut, config.acc_bits)
                 assert not wrong, f"row {answer} read during the run: {wrong}"
             waited += holding
             if request is not None and int(dut.psum_request__ready.value):
@@ -388,7 +386,7 @@ class Bench:
             await self.edge
             assert int(dut.psum_request__ready.value), "not ready while idle"
             if before is not None:
-                wrong = self.psums[before].mismatches(int(dut.psum.value), width)
+                wrong = self.psums[before].mismatches(dut, width)
                 assert not wrong, f"row {before}: {wrong}"
             before = row
 

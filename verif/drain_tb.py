@@ -108,13 +108,19 @@ class Testbench:
         self.nonfinite = 0
         self.busy_cycles = 0
         dut.psum_request__ready.value = 0
-        dut.psum.value = self.random.getrandbits(ROW.size)
+        self._show(self.random.getrandbits(ROW.size))
 
     async def begin(self) -> None:
         """Reset, then watch."""
         await start(self.dut)
         cocotb.start_soon(self._psum_store())
         cocotb.start_soon(self._watch())
+
+    def _show(self, row: int) -> None:
+        """Put a row of partial sums on the ports of its lanes."""
+        width = psum_layout(CONFIG.acc_bits).size
+        for n in range(CONFIG.lanes):
+            getattr(self.dut, f"psum__{n}").value = row >> n * width & (1 << width) - 1
 
     async def _psum_store(self) -> None:
         dut, random = self.dut, self.random
@@ -127,7 +133,7 @@ class Testbench:
                 core, row = word & 15, word >> 4
                 self.requests.append((core, row))
                 assert core < CONFIG.cores and row < CONFIG.psum_rows, f"request of core {core}, row {row}"
-                dut.psum.value = self.rows[core][row]
+                self._show(self.rows[core][row])
 
     async def _watch(self) -> None:
         dut = self.dut

@@ -3,7 +3,6 @@
 import cocotb
 from cocotb.triggers import RisingEdge
 
-from lnpu.formats import psum_layout
 from verif.agents import start
 from verif.pe_tb import FP8, Psum, random_fp16, random_start
 from verif.runner import parameters, rng
@@ -13,16 +12,19 @@ from verif.runner import parameters, rng
 async def lanes(dut):
     """Random pairs, single products, loads and idle cycles on all lanes at once, those that are not live among them."""
     count, acc_bits = parameters()["lanes"], parameters()["acc_bits"]
-    width = psum_layout(acc_bits).size
     random = rng()
-    for name in ("enable", "pair", "a", "b", "live", "load", "psum_i"):
-        getattr(dut, name).value = 0
+
+    def ports(name):
+        return [getattr(dut, f"{name}__{n}") for n in range(count)]
+
+    for port in (dut.enable, dut.pair, dut.a, dut.live, dut.load, *ports("b"), *ports("psum_i")):
+        port.value = 0
     await start(dut)
     edge = RisingEdge(dut.clk)
     pes = [getattr(dut, f"pe_{n}") for n in range(count)]
     expected: list = [None, None]
     psums = [Psum()] * count
-    following = 0
+    following = [0] * count
     for cycle in range(parameters()["cycles"]):
         load = cycle == 0 or random.random() < 0.1
         pair = bool(random.integers(2))
@@ -31,12 +33,14 @@ async def lanes(dut):
         b = [[random_fp16(random) & 0xFBFF for _ in range(count)] for _ in range(2)]
         live = random.random(count) < random.choice([0, 0.5, 1])
         starts = [random_start(random, acc_bits) for _ in range(count)]
-        dut.psum_i.value = following
+        for port, value in zip(ports("psum_i"), following, strict=True):
+            port.value = value
         dut.load.value, dut.pair.value, dut.enable.value = int(load), int(pair), enable
         dut.a.value = a[0] | a[1] << 16
         dut.live.value = sum(int(bit) << n for n, bit in enumerate(live))
-        dut.b.value = sum(b[i][n] << 16 * (i * count + n) for i in range(2) for n in range(count))
-        following = sum(psum.pack(acc_bits) << width * n for n, psum in enumerate(starts))
+        for n, port in enumerate(ports("b")):
+            port.value = b[0][n] | b[1][n] << 16
+        following = [psum.pack(acc_bits) for psum in starts]
         if load:
             psums = starts
         used = [i for i in range(2 if pair else 1) if enable >> i & 1]
@@ -49,7 +53,6 @@ async def lanes(dut):
                 assert rests, f"cycle {cycle}: lane {n} is not at rest"
         want = expected.pop(0)
         if want is not None:
-            word = int(dut.psum_o.value)
-            for n, psum in enumerate(want):
-                got = word >> width * n & (1 << width) - 1
+            for n, (port, psum) in enumerate(zip(ports("psum_o"), want, strict=True)):
+                got = int(port.value)
                 assert psum.same(got, acc_bits), f"cycle {cycle - 2}, lane {n}: {got:#x}, not {psum}"

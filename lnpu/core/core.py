@@ -128,7 +128,7 @@ class Core(Block):
         Number of a row of partial sums to read. Ready unless a row of partial sums is being loaded for the PEs.
     psum_hold : In(1)
         The row on `psum` is still needed: until it falls, the core loads no other row (and may have to wait).
-    psum : Out(ArrayLayout(psum_layout(acc_bits), lanes))
+    psum : Out(psum_layout(acc_bits)).array(lanes)
         The row of the last handshake on `psum_request`, from the cycle after it for at least as long as `psum_hold`.
     events : Out(core_events_layout())
         `busy`; at the start of a visit `visit` with the numbers of `zeros` and of `padding` in its window, and
@@ -158,7 +158,7 @@ class Core(Block):
                 "fill_dense": In(buffer_write(config)),
                 "psum_request": In(stream.Signature(12)),
                 "psum_hold": In(1),
-                "psum": Out(data.ArrayLayout(psum_layout(config.acc_bits), config.lanes)),
+                "psum": Out(psum_layout(config.acc_bits)).array(config.lanes),
                 "events": Out(core_events_layout()),
             }
         )
@@ -271,9 +271,11 @@ class Core(Block):
         m.d.sync += [
             self.events.visit.eq(look_done & ~look_error),
             self.events.masked_visit.eq(look_done & ~look_error & row_masked),
-            self.events.zeros.eq(Mux(look_done & ~look_error, _count(zeros), 0)),
-            self.events.padding.eq(Mux(look_done & ~look_error, _count(padding), 0)),
+            self.events.zeros.eq(0),
+            self.events.padding.eq(0),
         ]
+        with m.If(look_done & ~look_error):
+            m.d.sync += [self.events.zeros.eq(_count(zeros)), self.events.padding.eq(_count(padding))]
 
         # Stage Z: the zero-skip controller walks the masks.
         m.d.comb += [
@@ -381,36 +383,37 @@ class Core(Block):
             line.pair.eq(d_pair),
             line.a[0].eq(Mux(d_odd16, sparse.element[1], sparse.element[0])),
             line.a[1].eq(sparse.element[1]),
-            line.b.eq(dense.value),
+            *(line.b[n].eq(Cat(row[n] for row in dense.value)) for n in range(lanes)),
             line.load.eq(d.load),
             self.psum_request.ready.eq(~(z.read | a.read | d.read)),
             grant.eq(self.psum_request.valid & self.psum_request.ready),
             store.read_enable.eq(d.read | grant),
             store.read_row.eq(Mux(d.read, d.psum, self.psum_request.payload)),
-            self.psum.eq(store.read),
+            *(shown.eq(read) for shown, read in zip(self.psum, store.read, strict=True)),
         ]
         m.d.sync += [
             e.all.eq(d.all),
             Cat(left_live).eq(Cat(live, left_live[0])),
-            self.events.gated.eq(Mux(d_enable.any(), _count(gated) << d_enable.all(), 0)),
+            self.events.gated.eq(0),
         ]
+        with m.If(d_enable.any() & gated.any()):
+            m.d.sync += self.events.gated.eq(_count(gated) << d_enable.all())
 
-        # Stage E: the PEs take those sums, and show for the last time the ones before.
-        m.d.comb += [
-            Value.cast(line.psum_i).eq(Mux(e.read, Value.cast(store.read), 0)),
-            store.write_enable.eq(e.store),
-            store.write_row.eq(e.left),
-            store.write.eq(line.psum_o),
-        ]
+        # Stage E: the PEs take those sums, and show for the last time the ones before. Lane by lane, as in the store:
+        # nothing needs the line's sums as one word.
+        m.d.comb += [store.write_enable.eq(e.store), store.write_row.eq(e.left)]
         for n in range(lanes):
-            masked, psum_o, written = ~left_live[1][n], line.psum_o[n], store.write[n]
+            psum_o, masked = line.psum_o[n], ~left_live[1][n]
+            flags = {
+                "nan": psum_o.nan | masked,
+                "pinf": (psum_o.pinf & ~psum_o.nan) | masked,
+                "ninf": (psum_o.ninf & ~psum_o.nan) | masked,
+            }
+            written = Cat(flags.get(name, Mux(masked, 0, psum_o[name])) for name, _ in psum_o.shape())
             m.d.comb += [
-                written.nan.eq(psum_o.nan | masked),
-                written.pinf.eq((psum_o.pinf & ~psum_o.nan) | masked),
-                written.ninf.eq((psum_o.ninf & ~psum_o.nan) | masked),
+                Value.cast(line.psum_i[n]).eq(Mux(e.read, Value.cast(store.read[n]), 0)),
+                Value.cast(store.write[n]).eq(written),
             ]
-            with m.If(masked):
-                m.d.comb += [written.acc.eq(0), written.carries.eq(0)]
 
         range_error = Signal()  # once a command
         range_seen = Signal()

@@ -135,21 +135,21 @@ class DenseBuffer(Block):
                     for sram in (high, low):
                         m.d.comb += sram.r_addr.eq(address)
                     parts.append((high.r_data, low.r_data, flag.r_data))
-                high_out, low_out = (Mux(page_out, one, zero) for zero, one in list(zip(*parts, strict=True))[:2])
+                high_out = Signal(_HIGH_BITS * groups, name=f"high_out_{parity}_{c}")
+                low_out = Signal(LOW_BITS * groups, name=f"low_out_{parity}_{c}")
+                m.d.comb += [
+                    high_out.eq(Mux(page_out, parts[1][0], parts[0][0])),
+                    low_out.eq(Mux(page_out, parts[1][1], parts[0][1])),
+                ]
                 # Low bits that were not read, or not written, count as zero.
                 shown = Signal(groups, name=f"shown_{parity}_{c}", reset_less=True)
                 with m.If(on):
                     m.d.sync += shown.eq(Mux(page, parts[1][2], parts[0][2]))
-                words.append(
-                    Cat(
-                        part
-                        for g in range(groups)
-                        for part in (
-                            low_out.word_select(g, LOW_BITS) & shown[g].replicate(LOW_BITS),
-                            high_out.word_select(g, _HIGH_BITS),
-                        )
-                    )
-                )
+                word = Signal(data.ArrayLayout(16, groups), name=f"word_{parity}_{c}")
+                for g in range(groups):
+                    low_part = Mux(shown[g], low_out.word_select(g, LOW_BITS), 0)
+                    m.d.comb += word[g].eq(Cat(low_part, high_out.word_select(g, _HIGH_BITS)))
+                words.append(word.as_value())
             # Lane j mod beat of the row is in bank (row + j) mod beat.
             value = Signal(16 * lanes, name=f"straight_{parity}")
             m.d.comb += value.eq(Cat(rotated(words, -read_rotation)))

@@ -49,7 +49,7 @@ class Drain(Block):
     psum_request : Out(stream.Signature(data.StructLayout({"core": 4, "row": 12})))
     psum_hold : Out(1)
         The row on `psum` is needed in the next cycle too.
-    psum : In(data.ArrayLayout(psum_layout(config.acc_bits), config.lanes))
+    psum : In(psum_layout(config.acc_bits)).array(config.lanes)
         The row of the last handshake on `psum_request`, from the cycle after it for as long as `psum_hold`.
     write : Out(stream.Signature(vmem_write(config)))
     nonfinite : Out(1)
@@ -65,7 +65,7 @@ class Drain(Block):
                 "error": Out(Error),
                 "psum_request": Out(stream.Signature(data.StructLayout({"core": 4, "row": 12}))),
                 "psum_hold": Out(1),
-                "psum": In(data.ArrayLayout(psum_layout(config.acc_bits), config.lanes)),
+                "psum": In(psum_layout(config.acc_bits)).array(config.lanes),
                 "write": Out(stream.Signature(vmem_write(config))),
                 "nonfinite": Out(1),
             }
@@ -160,16 +160,17 @@ class Drain(Block):
 
         # Select a beat, and round it.
         psum_bits = psum_layout(config.acc_bits).size
-        row = Value.cast(self.psum)
-        beat_bits = config.beat * psum_bits
-        selected = Signal(beat_bits, reset_less=True)
+        selected = Signal(data.ArrayLayout(psum_bits, config.beat), reset_less=True)
         # Zero weights times infinity would make NaN of padding.
         lane = Cat(Const(0, config.beat.bit_length() - 1), lane_beat)
-        kept = Cat((lane + i < command.lanes).replicate(psum_bits) for i in range(config.beat))
-        with m.If(enable), m.Switch(lane_beat):
-            for i in range(config.lanes // config.beat):
-                with m.Case(i):
-                    m.d.sync += selected.eq(row[i * beat_bits : (i + 1) * beat_bits] & kept)
+        kept = Signal(config.beat)
+        m.d.comb += kept.eq(Cat(lane + i < command.lanes for i in range(config.beat)))
+        with m.If(enable & present), m.Switch(lane_beat):
+            for number in range(config.lanes // config.beat):
+                with m.Case(number):
+                    for i in range(config.beat):
+                        psum = Value.cast(self.psum[number * config.beat + i])
+                        m.d.sync += selected[i].eq(Mux(kept[i], psum, 0))
         with m.If(enable):
             m.d.sync += [
                 Cat(valid).eq(Cat(present, valid[:-1])),
@@ -187,7 +188,7 @@ class Drain(Block):
             minus_zero = rounded[31] & ~rounded[:31].any()
             m.d.comb += [
                 rounder.enable.eq(enable),
-                Value.cast(rounder.psum).eq(selected[i * psum_bits : (i + 1) * psum_bits]),
+                Value.cast(rounder.psum).eq(selected[i]),
                 masked_now[i].eq(command.masked & rounder.psum.nan & rounder.psum.pinf & rounder.psum.ninf),
                 rounder.shift.eq(command.shift),
                 rounder.scale.eq(command.scale),

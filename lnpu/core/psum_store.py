@@ -1,7 +1,6 @@
 """The store of a core's exact partial sums."""
 
 from amaranth.hdl import Module
-from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
@@ -23,24 +22,24 @@ class PsumStore(Block):
 
     Members
     -------
-    write_enable : In(1); write_row : In(range(psum_rows)); write : In(ArrayLayout(psum_layout(acc_bits), lanes))
+    write_enable : In(1); write_row : In(range(psum_rows)); write : In(psum_layout(acc_bits)).array(lanes)
     read_enable : In(1); read_row : In(range(psum_rows))
-    read : Out(ArrayLayout(psum_layout(acc_bits), lanes))
+    read : Out(psum_layout(acc_bits)).array(lanes)
         From the cycle after `read_enable` until the next one.
     """
 
     def __init__(self, *, config: ChipConfig) -> None:
         self.config = config
         row = (config.psum_rows - 1).bit_length()
-        line = data.ArrayLayout(psum_layout(config.acc_bits), config.lanes)
+        psum, lanes = psum_layout(config.acc_bits), config.lanes
         super().__init__(
             {
                 "write_enable": In(1),
                 "write_row": In(row),
-                "write": In(line),
+                "write": In(psum).array(lanes),
                 "read_enable": In(1),
                 "read_row": In(row),
-                "read": Out(line),
+                "read": Out(psum).array(lanes),
             }
         )
 

@@ -1,6 +1,6 @@
 """The line of PEs in a core."""
 
-from amaranth.hdl import Cat, Module, Mux
+from amaranth.hdl import Module, Mux, Value
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -31,12 +31,12 @@ class PeLine(Block):
     a : In(ArrayLayout(16, 2))
     load : In(1)
         As in `Pe`, for all PEs.
-    b : In(ArrayLayout(ArrayLayout(16, lanes), 2))
-        b[i][n] is b[i] of PE n.
+    b : In(ArrayLayout(16, 2)).array(lanes)
+        b[n][i] is b[i] of PE n.
     live : In(lanes)
         Which PEs take the products of this cycle.
-    psum_i : In(ArrayLayout(psum_layout(acc_bits), lanes))
-    psum_o : Out(ArrayLayout(psum_layout(acc_bits), lanes))
+    psum_i : In(psum_layout(acc_bits)).array(lanes)
+    psum_o : Out(psum_layout(acc_bits)).array(lanes)
     """
 
     def __init__(self, *, lanes: int, acc_bits: int = 97) -> None:
@@ -49,10 +49,10 @@ class PeLine(Block):
                 "pair": In(1),
                 "a": In(data.ArrayLayout(16, 2)),
                 "load": In(1),
-                "b": In(data.ArrayLayout(data.ArrayLayout(16, lanes), 2)),
+                "b": In(data.ArrayLayout(16, 2)).array(lanes),
                 "live": In(lanes),
-                "psum_i": In(data.ArrayLayout(psum_layout(acc_bits), lanes)),
-                "psum_o": Out(data.ArrayLayout(psum_layout(acc_bits), lanes)),
+                "psum_i": In(psum_layout(acc_bits)).array(lanes),
+                "psum_o": Out(psum_layout(acc_bits)).array(lanes),
             }
         )
 
@@ -69,7 +69,7 @@ class PeLine(Block):
                 pe.pair.eq(self.pair),
                 pe.a.eq(self.a),
                 pe.load.eq(self.load),
-                pe.b.eq(Mux(self.live[n], Cat(self.b[0][n], self.b[1][n]), 0)),
+                pe.b.eq(Mux(self.live[n], Value.cast(self.b[n]), 0)),
                 pe.psum_i.eq(self.psum_i[n]),
                 self.psum_o[n].eq(pe.psum_o),
             ]

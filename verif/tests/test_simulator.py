@@ -2,13 +2,16 @@
 
 import sys
 import time
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pytest
 
 import golden
-from lnpu.config import PAPER, TINY
+from lnpu.chip import Chip as LnpuChip
+from lnpu.config import TINY
 from lnpu.ctrl.counters import COUNTERS
+from lnpu.hdl import emit_verilog
 from lnpu.interfaces import Error
 from lnpu.sim import Chip
 from lnpu.sim import build as build_module
@@ -163,31 +166,40 @@ def test_second_build_is_cached():
 
 
 @pytest.mark.parametrize("stall", [0.0, 0.3])
-def test_shared_cores(stall, monkeypatch):
-    """With all cores as one model: the same results and counts in every cycle, in several machines side by side."""
+def test_shared_modules(stall, monkeypatch):
+    """With repeated modules translated once: the same results and counts in every cycle, in machines side by side."""
     rng = np.random.default_rng(5)
     x = rng.normal(size=(2, 16, 8, 8)).astype(np.float16)
     w = rng.normal(size=(16, 16, 3, 3)).astype(np.float16)
     options = {"stall": stall, "seed": 3, "memory_bytes": 1 << 20}
-    plain = Chip(TINY, **options)
     paths = [build(TINY)]
-    monkeypatch.setattr(build_module, "_SHARED_FROM", 0)
+    chips = [Chip(TINY, **options) for _ in range(2)]
+    monkeypatch.setattr(build_module, "_SHARED", ())
     paths.append(build(TINY))
     assert paths[0] != paths[1]
-    chips = [plain, *(Chip(TINY, **options) for _ in range(2))]
+    chips.append(Chip(TINY, **options))
     results = [chip.conv2d(x, w, padding=1) for chip in chips]
-    chips[1].device.close()
-    results.append(chips[2].conv2d(x, w, padding=1))
+    chips[0].device.close()
+    results.append(chips[1].conv2d(x, w, padding=1))
     for result in results:
         assert np.array_equal(result.view(np.uint16), golden.conv2d(x, w, padding=1).view(np.uint16))
     assert stall or chips[0].counters == chips[1].counters == chips[2].counters
 
 
-def test_which_cores_are_shared():
-    """Those of large arrays; not with waveforms, which are of one model."""
-    shares = build_module._shares_cores
-    assert shares(PAPER, False) and not shares(PAPER, True)
-    assert not shares(TINY, False) and not shares(PAPER.replace(cores=1, lanes=128), False)
+def test_which_modules_are_shared(tmp_path):
+    """Each of the patterns names a module of the chip, with its ports but for the clock."""
+    emitted = emit_verilog(LnpuChip(config=TINY), tmp_path)
+    for pattern in build_module._SHARED:
+        assert any(fnmatchcase(path.stem, pattern) for path in emitted), pattern
+    directives = build_module._sharing(emitted)
+    pe = [line for line in directives.splitlines() if f'"lnpu_pe_{TINY.acc_bits}"' in line]
+    ports = ("a", "b", "enable", "load", "pair", "psum_i", "psum_o", "rst")
+    assert sorted(pe) == sorted(
+        [
+            f'no_inline -module "lnpu_pe_{TINY.acc_bits}"',
+            *(f'public_flat_rd -module "lnpu_pe_{TINY.acc_bits}" -var "{port}"' for port in ports),
+        ]
+    )
 
 
 def test_build_error_shows_the_log(monkeypatch, tmp_path):
