@@ -156,8 +156,8 @@ class Bench:
         some = np.where(random.random(beat) < 0.05, 0, some)
         return np.where(random.random(beat) < 0.001, random.choice(CORNERS, size=beat), some)
 
-    def put(self, dense: bool, page: int, row: int, column: int, transpose: bool) -> None:
-        """Write a random beat; sometimes it is for another core."""
+    def put(self, dense: bool, page: int, row: int, column: int, transpose: bool, port=None) -> None:
+        """Write a random beat, through its usual port or another; sometimes it is for another core."""
         random = self.random
         mine = self.config.cores == 1 or random.random() < 0.9
         cores = 1 << self.index if mine else (1 << self.index) - 1
@@ -166,7 +166,7 @@ class Bench:
         data, code = (self.values(), random.integers(4, size=self.config.beat)) if dense else self.elements()
         writer = (self.dense if dense else self.sparse) if mine else self.decoy[dense]
         buffer = Buffer.DENSE if dense else Buffer.SPARSE
-        writer.beat(page, row, column, transpose, data, code, buffer=buffer.value, cores=cores)
+        writer.beat(page, row, column, transpose, data, code, port=port, buffer=buffer.value, cores=cores)
 
     def put_mask(self, port: int, page: int, row: int, column: int, mask, *, mine: bool = True) -> None:
         """Write a beat of the mask store through a port of the buffers, or one for other cores."""
@@ -185,7 +185,7 @@ class Bench:
         self.idle()
 
     async def fill(self, pages=(0, 1)) -> None:
-        """Write pages of both buffers, along rows or columns at random."""
+        """Write pages of both buffers, along rows or columns at random; the dense ones by either port."""
         beat = self.config.beat
         for writer, dense in ((self.sparse, False), (self.dense, True)):
             for page in pages:
@@ -195,7 +195,9 @@ class Bench:
                         data, code = (self.values(), [3] * beat) if dense else self.elements()
                         buffer = Buffer.DENSE if dense else Buffer.SPARSE
                         fields = {"buffer": buffer.value, "cores": 1 << self.index}
-                        writer.beat(page, row, column, transpose, data, code, **fields)
+                        self.idle()
+                        port = self.dut.fill_sparse if dense and self.random.integers(2) else None
+                        writer.beat(page, row, column, transpose, data, code, port=port, **fields)
                         await self.edge
         self.idle()
 
@@ -204,6 +206,7 @@ class Bench:
         random, beat = self.random, self.config.beat
         self.idle()
         mask_pages = [page for page in (0, 1) if page != mask_page]
+        dense_taken = False  # not both ports into one page
         for writer, page, dense in ((self.dense, 1 - dense_page, True), (self.sparse, 1 - sparse_page, False)):
             if random.random() < 0.3:
                 continue
@@ -213,10 +216,14 @@ class Bench:
                 mask, mine = self.masks.random_row()[:beat], bool(random.random() < 0.9)
                 self.put_mask(int(dense), into, row, column - column % beat, mask, mine=mine)
                 continue
+            other = not dense and not dense_taken and random.random() < 0.3
+            if other:
+                writer, page = self.dense, 1 - dense_page
+            dense_taken = dense
             transpose = bool(random.integers(2))
             row, column = int(random.integers(writer.rows)), int(random.integers(writer.columns))
             row, column = (row - row % beat, column) if transpose else (row, column - column % beat)
-            self.put(dense, page, row, column, transpose)
+            self.put(dense or other, page, row, column, transpose, self.dut.fill_sparse if other else None)
 
     def visits(self, fields: dict) -> list[Visit]:
         """The visits of a command in order."""

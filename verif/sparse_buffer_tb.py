@@ -21,9 +21,9 @@ class BufferWriter:
         self.code = np.zeros((2, rows, columns), dtype=np.uint8)
         port.value = 0
 
-    def beat(self, page: int, row: int, column: int, transpose: bool, data, code, **fields) -> None:
-        """Put a beat on the port; the arrays change at once."""
-        self._port.value = pack(self._layout, {
+    def beat(self, page: int, row: int, column: int, transpose: bool, data, code, *, port=None, **fields) -> None:
+        """Put a beat on the port, or on another one; the arrays change at once."""
+        (self._port if port is None else port).value = pack(self._layout, {
             "valid": 1, "cores": 1, "page": page, "row": row, "column": column, "transpose": transpose,
             "beat": {"data": data, "code": code},
         } | fields)  # fmt: skip
