@@ -51,6 +51,7 @@ def lower_forward(
     vmem_end: int,
     reserve: int = 0,
     after_block: Callable[[int], None] | None = None,
+    most_planes: int | None = None,
 ) -> None:
     """FF: out = x * w. `vmem` to `vmem_end` are the rows of the vector memory that it may use.
 
@@ -60,6 +61,8 @@ def lower_forward(
         Tiles' worth of vector memory that `epilogue` needs for itself, at the end of the range.
     after_block : callable
         Called with a channel block when all its tiles have been stored.
+    most_planes : int or None
+        Most channel blocks whose tiles may come in turn; of a single block they come in order. None: any number.
     """
     k, s, p = (shape.kernel_height, shape.kernel_width), shape.stride, shape.padding
     _check_terms(program, f"{out.name} (feed-forward)", shape.channels * k[0] * k[1])
@@ -76,6 +79,7 @@ def lower_forward(
         vmem=vmem,
         vmem_end=vmem_end,
         reserve=reserve,
+        most_planes=most_planes,
     ).lower(epilogue, after_block)
 
 
@@ -93,6 +97,7 @@ def lower_input_grad(
     reserve: int = 0,
     after_block: Callable[[int], None] | None = None,
     mask: Tensor | None = None,
+    most_planes: int | None = None,
 ) -> None:
     """BP: out = dx, the error of the input. Arguments as in `lower_forward`.
 
@@ -118,6 +123,7 @@ def lower_input_grad(
         vmem_end=vmem_end,
         reserve=reserve,
         mask=mask,
+        most_planes=most_planes,
     ).lower(epilogue, after_block)
 
 

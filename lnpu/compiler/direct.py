@@ -42,7 +42,8 @@ class _Job:
 class DirectLowering:
     """FF and BP: output pixels are the rows, the sparse operand has a halo, weights are resident.
 
-    Teams share weights where their tiles are of the same channel block. With `mask`, outputs where its element is not
+    Teams share weights where their tiles are of the same channel block, and pixels where they are of the same box; at
+    most `most_planes` channel blocks are computed side by side. With `mask`, outputs where its element is not
     positive are masked in the cores; see `masks_outputs`.
     """
 
@@ -62,6 +63,7 @@ class DirectLowering:
         vmem_end: int,
         reserve: int,
         mask: Tensor | None = None,
+        most_planes: int | None = None,
     ) -> None:
         self.program, self.config = program, program.config
         self.kernel_width = kernel_width
@@ -76,11 +78,11 @@ class DirectLowering:
         self.scratch = self.teams.scratch[:reserve], self.teams.scratch[reserve:]
         self.lattice_h = max(axis.out_count for axis in axes_h)
         self.lattice_w = max(axis.out_count for axis in axes_w)
-        self.plan = self._plan()
+        self.plan = self._plan(self.teams.count if most_planes is None else most_planes)
         self.pipeline = Pipeline(program, self.plan.images * self.plan.lines * self.plan.pixels)
 
-    def _plan(self) -> Plan:
-        """Tile and tap groups: the fewest cycles of the slowest of cores and LOAD units, and few loads."""
+    def _plan(self, most_planes: int) -> Plan:
+        """Tile, tap groups and planes: the fewest cycles of the slowest of cores and LOAD units, and few loads."""
         config, out, step, depth = self.config, self.out, self.step, self.depth
         axes_h, axes_w, teams = self.axes_h, self.axes_w, self.teams
         speed_up = speed_up_of(self.source)
@@ -102,8 +104,15 @@ class DirectLowering:
             lines for lines in range(1, lattice_h + 1) if lines == lattice_h or lines * step % out.run_lines == 0
         ]
 
-        def cost(count: int, lines: int, pixels: int, taps_r: int, taps_s: int, whole: bool) -> float:
+        # One after the other: a round may be of the last tiles of a plane and the first of the next.
+        side_by_side = [
+            planes for planes in range(2, min(most_planes, out.planes, teams.count) + 1) if teams.count % planes == 0
+        ]
+
+        def cost(plan: Plan) -> float:
             """Cycles, about."""
+            count, lines, pixels, whole = plan.images, plan.lines, plan.pixels, plan.whole
+            taps_r, taps_s = plan.taps_r, plan.taps_s
             outputs = count * lines * pixels
             groups = -(-max_r // taps_r) * -(-max_s // taps_s)
             reloads = 1 if whole else groups
@@ -112,16 +121,24 @@ class DirectLowering:
             sparse = phases * reloads * (COMMAND_CYCLES + count * loaded * depth / config.beat)
             dense = groups * phases * COMMAND_CYCLES + taps * depth * teams.chunk / config.beat
             of_plane = -(-out.images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels)
-            tiles = of_plane * out.planes
-            rounds = -(-tiles // teams.count) * chunks
-            if of_plane % teams.count:  # some rounds are of two planes or more
-                dense *= min(out.planes, 1 + (min(teams.count, tiles) - 1) / of_plane)
-            sparse *= steps_k * min(teams.count, tiles)
+            boxes = min(of_plane, teams.count // plan.planes)  # of a round
+            if plan.planes > 1:
+                rounds = -(-of_plane // boxes) * -(-out.planes // plan.planes) * chunks
+                tiles = boxes * plan.planes
+                dense *= plan.planes
+                sparse *= boxes
+            else:
+                tiles = min(teams.count, of_plane * out.planes)
+                rounds = -(-of_plane * out.planes // teams.count) * chunks
+                if of_plane % teams.count:  # some rounds are of two planes or more
+                    dense *= min(out.planes, 1 + (tiles - 1) / of_plane)
+                sparse *= tiles
+            sparse *= steps_k
             dense *= steps_k
             products = steps_k * outputs * taps * depth / speed_up
             if 2 * outputs > config.psum_rows:  # teams drain one after the other, before they go on
                 drain = COMMAND_CYCLES + outputs * min(config.lanes, out.block_channels) / config.beat
-                products += min(teams.count, tiles) * drain
+                products += tiles * drain
             return rounds * (max(products, sparse, dense) + (sparse + dense) / 4)
 
         for taps_r, taps_s in sorted({(max_r, max_s), (1, max_s), (1, 1)}):
@@ -140,9 +157,11 @@ class DirectLowering:
                             halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
                             if count * (lines + halo_r - 1) * (pixels + halo_s - 1) > config.rows:
                                 continue
-                            key = (cost(count, lines, pixels, taps_r, taps_s, whole), -outputs)
-                            if best is None or key < best[0]:
-                                best = key, Plan(count, lines, pixels, taps_r, taps_s, whole)
+                            for planes in (1, *side_by_side):
+                                plan = Plan(count, lines, pixels, taps_r, taps_s, whole, planes)
+                                key = (cost(plan), -outputs)
+                                if best is None or key < best[0]:
+                                    best = key, plan
         if best is None:
             raise ValueError(
                 f"no tile of {out.name} ({lattice_h}x{lattice_w} positions, {out.run_pixels} pixels a run) fits "
@@ -159,16 +178,28 @@ class DirectLowering:
                 (self.plan.images, self.plan.lines, self.plan.pixels), self.out.images, self.lattice_h, self.lattice_w
             )
         )
-        jobs = [_Job(box, block) for block in range(self.out.planes) for box in boxes]
-        for number, job in enumerate(jobs):
+        batches = self._batches(boxes)
+        for number, job in enumerate(job for batch in batches for job in batch):
             job.tile = self._tile(job.box, job.block)
             job.place = self.teams.areas[number % len(self.teams.areas)]
             job.finish = self._epilogue(
                 job, self.scratch[number % 2], epilogue, after_block, job.box is boxes[0], job.box is boxes[-1]
             )
-        for start in range(0, len(jobs), self.teams.count):
-            self._batch(jobs[start : start + self.teams.count])
+        for batch in batches:
+            self._batch(batch)
         self.pipeline.run()
+
+    def _batches(self, boxes: list[Box]) -> list[list["_Job"]]:
+        """The jobs, a batch for each round: of each channel block all boxes in order."""
+        blocks, together = range(self.out.planes), self.plan.planes
+        if together == 1:
+            jobs = [_Job(box, block) for block in blocks for box in boxes]
+            return [jobs[start : start + self.teams.count] for start in range(0, len(jobs), self.teams.count)]
+        return [
+            [_Job(box, block) for block in some for box in boxes[start : start + self.teams.count // together]]
+            for some in (blocks[first : first + together] for first in range(0, len(blocks), together))
+            for start in range(0, len(boxes), self.teams.count // together)
+        ]
 
     def _epilogue(
         self,
@@ -284,11 +315,14 @@ class DirectLowering:
 
         def load_source(m: int) -> None:
             halo_r, halo_s = (axis_h.taps, axis_w.taps) if plan.whole else (taps_r, taps_s)
-            mask = teams.mask([m], share)
+            # Teams with the same pixels share them, side by side: the first of them loads, the others find them there.
+            same = [n for n in working if jobs[n].box == jobs[m].box] if plan.planes > 1 else [m]
+            sharing = teams.mask(same, share)
             sparse[m] = self._load_sparse(
-                mask, jobs[m].box, *inside[m], k, depth, axis_h, axis_w, halo_r, halo_s, taps_r, taps_s
+                sharing, jobs[m].box, *inside[m], k, depth, axis_h, axis_w, halo_r, halo_s, taps_r, taps_s
             )
             if self.mask is not None:
+                mask = teams.mask([m], share)
                 masks[m] = self._load_mask(self.mask, mask, jobs[m], *inside[m], axis_h, axis_w, psum)
 
         def multiply(m: int) -> None:

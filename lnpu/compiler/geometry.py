@@ -155,6 +155,8 @@ class Plan:
         Taps of a group: those whose weights are in the dense buffer together.
     whole : bool
         A tile of the source has the halo of all taps of its phase, so that it serves every group of them.
+    planes : int
+        Channel blocks of the output that are computed side by side, so that their tiles share pixels of the source.
     """
 
     images: int
@@ -163,6 +165,7 @@ class Plan:
     taps_r: int
     taps_s: int
     whole: bool
+    planes: int = 1
 
 
 def boxes_of(sizes: tuple[int, int, int], images: int, lattice_h: int, lattice_w: int) -> Iterator[Box]:

@@ -22,6 +22,7 @@ __all__ = [
     "ErrorSums",
     "NormTensors",
     "Optimiser",
+    "SumRows",
     "Workspace",
     "add_and_mask",
     "add_unmasked",
@@ -37,6 +38,7 @@ __all__ = [
     "lower_update",
     "lower_vector_update",
     "rounded",
+    "statistics_rows",
     "take_statistics",
     "use_running_statistics",
 ]
@@ -147,12 +149,42 @@ def check_sum(space: Workspace, name: str, count: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class SumRows:
+    """Accumulator rows of a tensor's sums: `sets` sets of a channel block's rows, one after the other, for as many
+    blocks at a time as there is room for.
+
+    Attributes
+    ----------
+    blocks : int
+        Successive channel blocks whose sums have rows of their own.
+    """
+
+    sets: int
+    rows: int
+    blocks: int
+
+    @classmethod
+    def of(cls, space: Workspace, tensor: Tensor, sets: int) -> "SumRows":
+        rows = tensor.block_channels // space.beat
+        return cls(sets, rows, space.program.config.sum_rows // (sets * rows))
+
+    def first(self, block: int, number: int) -> int:
+        """First row of a set of a channel block."""
+        return (block % self.blocks * self.sets + number) * self.rows
+
+
+def statistics_rows(space: Workspace, y: Tensor) -> SumRows:
+    """Where the exact sums of y and of y * y are."""
+    return SumRows.of(space, y, 2)
+
+
 def take_statistics(space: Workspace, y: Tensor, tile: Tile, place: int, *, first: bool) -> None:
-    """Add a tile of y to the exact sums of y and of y * y (accumulator rows 0 and up, one set after the other)."""
-    vectors, rows = space.vectors, tile.rows
-    common: dict[str, Any] = {"pixels": tile.count, "rows": rows, "initialise": first}
-    vectors.sum(0, place, 1.0, **common, a_of=y)
-    vectors.sum(rows, place, place, **common, a_of=y, b_of=y)
+    """Add a tile of y to the exact sums of y and of y * y."""
+    vectors, at = space.vectors, statistics_rows(space, y)
+    common: dict[str, Any] = {"pixels": tile.count, "rows": tile.rows, "initialise": first}
+    vectors.sum(at.first(tile.block, 0), place, 1.0, **common, a_of=y)
+    vectors.sum(at.first(tile.block, 1), place, place, **common, a_of=y, b_of=y)
 
 
 def lower_statistics(space: Workspace, y: Tensor, block: int) -> None:
@@ -179,8 +211,9 @@ def finish_statistics(
     def op(which: Op, dst: int, x: int, y: int | float | None = None, z: int | float | None = None) -> None:
         v.vector(which, dst, x, y, z, inner=rows)
 
-    v.sum_out(s1, 0, rows=rows, a_of=y)
-    v.sum_out(s2, rows, rows=rows, a_of=y, b_of=y)
+    at = statistics_rows(space, y)
+    v.sum_out(s1, at.first(block, 0), rows=rows, a_of=y)
+    v.sum_out(s2, at.first(block, 1), rows=rows, a_of=y, b_of=y)
     op(Op.MUL, mean, s1, inv_n)
     op(Op.MUL, s2, s2, inv_n)
     op(Op.MUL, t, mean, mean)
@@ -270,8 +303,8 @@ def lower_group(
 
 
 class ErrorSums:
-    """The sums that batch norms need of an error, taken while it is made: S1 of the error itself (accumulator rows 0
-    and up), S2 of it times the input of each batch norm (the sets of rows behind).
+    """The sums that batch norms need of an error, taken while it is made: S1 of the error itself (the first set of
+    accumulator rows), S2 of it times the input of each batch norm (the sets behind).
 
     Parameters
     ----------
@@ -285,11 +318,11 @@ class ErrorSums:
     def __init__(self, space: Workspace, error: Tensor, norms: Sequence[tuple[Tensor, NormTensors]]) -> None:
         self.space, self.error, self.norms = space, error, norms
         self.rows = error.block_channels // space.beat
-        sets = 1 + len(norms)
-        if norms and sets * self.rows > space.program.config.sum_rows:
+        self.at = SumRows.of(space, error, 1 + len(norms))
+        if norms and not self.at.blocks:
             raise ValueError(
-                f"sum_rows must be at least {sets * self.rows} for the {len(norms)} batch norms that the error of "
-                f"{error.name} goes to, not {space.program.config.sum_rows}"
+                f"sum_rows must be at least {self.at.sets * self.rows} for the {len(norms)} batch norms that the error "
+                f"of {error.name} goes to, not {space.program.config.sum_rows}"
             )
 
     @property
@@ -315,20 +348,20 @@ class ErrorSums:
         self.space.program.commit(self.error)  # SUM rounds at its scale
         common: dict[str, Any] = {"pixels": tile.count, "rows": tile.rows, "initialise": first, "a_of": self.error}
         common["quantise"] = True
-        self.space.vectors.sum(0, place, 1.0, **common)
+        self.space.vectors.sum(self.at.first(tile.block, 0), place, 1.0, **common)
         for number, (y, at) in enumerate(zip(self.inputs, inputs, strict=True), 1):
-            self.space.vectors.sum(number * self.rows, place, at, **common, b_of=y)
+            self.space.vectors.sum(self.at.first(tile.block, number), place, at, **common, b_of=y)
 
     def finish(self, block: int) -> None:
         """From the sums of a channel block to dgamma, dbeta and the coefficients of the error of y, in memory."""
         for number, (y, norm) in enumerate(self.norms, 1):
-            self._finish(block, number * self.rows, y, norm)
+            self._finish(block, self.at.first(block, number), y, norm)
 
     def _finish(self, block: int, row: int, y: Tensor, norm: NormTensors) -> None:
         space, v, rows = self.space, self.space.vectors, self.rows
         inv_n = reciprocal(y.images * y.height * y.width)
         s1, s2, mean, invstd, a, big_b, big_c, t = (space.vector(i) for i in range(8))
-        v.sum_out(s1, 0, rows=rows, a_of=self.error)
+        v.sum_out(s1, self.at.first(block, 0), rows=rows, a_of=self.error)
         v.sum_out(s2, row, rows=rows, a_of=self.error, b_of=y)
         for tensor, place in ((norm.mean, mean), (norm.invstd, invstd), (norm.a, a)):
             v.load_raw(tensor, place, block=block)

@@ -412,6 +412,7 @@ class TrainingStep:
             vmem=space.tiles,
             vmem_end=space.end,
             after_block=after_block if sums else None,
+            most_planes=layers.statistics_rows(space, y).blocks if sums else None,
         )
         outputs = [stage.name]
         if sums:
@@ -593,6 +594,7 @@ class TrainingStep:
             vmem_end=space.end,
             reserve=len(operands) + len(sums.inputs),
             after_block=sums.finish,
+            most_planes=sums.at.blocks if sums.norms else None,
             mask=mask if in_cores else None,
         )
         self._mark(space.program, stage.name, "bp", [out.name, *sums.outputs], shape.macs)

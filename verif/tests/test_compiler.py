@@ -23,6 +23,8 @@ from lnpu.compiler.convolution import (
     lower_weight_grad,
     masks_outputs,
 )
+from lnpu.compiler.direct import DirectLowering
+from lnpu.compiler.geometry import Plan
 from lnpu.compiler.graph import Graph, fuse, resnet18
 from lnpu.compiler.layers import Optimiser, Workspace
 from lnpu.compiler.policies import FORMATS, TARGETS
@@ -258,6 +260,41 @@ def run_on_model(job: ConvolutionJob) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_random_convolutions(name: str, seed: int) -> None:
     run_on_model(random_job(CONFIGS[name], 100 * list(CONFIGS).index(name) + seed))
+
+
+@pytest.mark.parametrize("sum_rows", [128, 24, 8])
+def test_channel_blocks_side_by_side(sum_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many channel blocks in a round as may be, whether that is fast or not: of single layers, with sums, and where
+    the accumulators have room for the sums of so many blocks."""
+    config = PAPER.replace(name="quarter", cores=4, sum_rows=sum_rows)
+    plan, chosen = DirectLowering._plan, []
+
+    def most(self: DirectLowering, most_planes: int) -> Plan:
+        limit = min(most_planes, self.out.planes, self.teams.count)
+        planes = max(planes for planes in range(1, limit + 1) if self.teams.count % planes == 0)
+        chosen.append((most_planes, planes))
+        return replace(plan(self, most_planes), planes=planes)
+
+    monkeypatch.setattr(DirectLowering, "_plan", most)
+    rng = np.random.default_rng(sum_rows)
+    for shape in (Convolution(3, 70, 4, 5, 300, 3, 3, 1, 1), Convolution(2, 200, 5, 5, 130, 3, 3, 2, 1)):
+        run_on_model(ConvolutionJob(config, shape, dict.fromkeys(("x", "w", "dy", "y", "dx", "dw"), Policy()), rng))
+    assert set(chosen) == {(4, 2), (4, 4)}
+    chosen.clear()
+    graph = network_of(
+        2,
+        5,
+        5,
+        Conv("c1", "images", 260, 3, 1, 1),
+        BatchNorm("b1", "c1"),
+        Relu("r1", "b1"),
+        Conv("c2", "r1", 200, 1, 1, 0),
+        BatchNorm("b2", "c2"),
+        Relu("r2", "b2"),
+        classes=3,
+    )
+    train_on_model(graph, config, batch=3, seed=sum_rows)
+    assert {128: (16, 4), 24: (3, 2), 8: (1, 1)}[sum_rows] in chosen
 
 
 @pytest.mark.parametrize(
