@@ -34,6 +34,7 @@ def run(
     swap: tuple[str, str] | None = None,
     only: str | None = None,
     sources: Sequence[Path] = (),
+    inside: bool = False,
     **parameters,
 ) -> Path:
     """Emit `block`, build it (cached by content) and run every cocotb test in module `testbench`.
@@ -52,6 +53,9 @@ def run(
         Run only the cocotb tests in whose name this regular expression is found.
     sources : sequence of Path
         Verilog beside what is emitted.
+    inside : bool
+        The testbench looks inside the block, not only at its ports. Everything is then kept as it was written, which
+        takes several times as long to compile and is slower.
     parameters
         JSON-serialisable values for the testbench, see `parameters`.
 
@@ -75,6 +79,9 @@ def run(
     emitted = _gate_sources(block, gates, swap, work) if gates else emit_verilog(block, work / "rtl")
     files = [*emitted, *sources, *sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
     waves = bool(os.environ.get("WAVES"))
+    all_visible = not gates and (inside or waves)
+    if not all_visible:
+        files.insert(0, _visible_ports(block, work))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files) + bytes([waves])).hexdigest()
     stamp, results = work / "content", work / "results.xml"
     environment = verilator_environment()
@@ -83,8 +90,8 @@ def run(
     try:
         results.unlink(missing_ok=True)
         runner = get_runner("verilator")
-        if gates:
-            _hide_gates(runner)
+        if not all_visible:
+            _hide_inside(runner)
         stale = not stamp.exists() or stamp.read_text() != digest
         runner.build(
             sources=files,
@@ -123,7 +130,7 @@ def run(
 
 
 def _gate_sources(block: Block, liberty: Liberty, swap: tuple[str, str] | None, work: Path) -> list[Path]:
-    """A block's netlist, the models of its cells and of its SRAM macros; which of its signals the bench sees."""
+    """A block's netlist, the models of its cells and of its SRAM macros."""
     netlist = synthesise(block, liberty, BUILD / "gates")
     path = netlist.path
     if swap is not None:
@@ -135,16 +142,22 @@ def _gate_sources(block: Block, liberty: Liberty, swap: tuple[str, str] | None, 
         path = work / "swapped.v"
         work.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{text[: place.start()]}{place[1]}{swap[1]}{text[place.end() :]}")
-    names = ["clk", "rst", *("__".join(map(str, port)) for port, _, _ in block.signature.flatten(block))]
+    return [path, cell_models(liberty, BUILD / "gates"), netlist.models]
+
+
+def _visible_ports(block: Block, work: Path) -> Path:
+    """Directives for Verilator that the bench sees a block's ports."""
+    clock = [] if block.combinational else ["clk", "rst"]
+    names = [*clock, *("__".join(map(str, port)) for port, _, _ in block.signature.flatten(block))]
     ports = work / "ports.vlt"
     work.mkdir(parents=True, exist_ok=True)
     lines = [f'public_flat_rw -module "{block.module_name}" -var "{name}"' for name in names]
     ports.write_text("\n".join(["`verilator_config", *lines, ""]))
-    return [ports, path, cell_models(liberty, BUILD / "gates"), netlist.models]
+    return ports
 
 
-def _hide_gates(runner) -> None:
-    """Leave the nets of a netlist to the optimiser: thousands that a bench could see take minutes to compile."""
+def _hide_inside(runner) -> None:
+    """Leave the signals inside to the optimiser: thousands that a bench could see take minutes to compile."""
     commands = runner._build_command
     runner._build_command = lambda: [[arg for arg in line if arg != "--public-flat-rw"] for line in commands()]
 

@@ -10,4 +10,4 @@ SOC = Path(__file__).parent.parent.parent / "examples" / "soc"
 
 def test_axi_system():
     sources = [SOC / "axi_interconnect.v", SOC / "axi_ram.v"]
-    run(AxiSystem(log2_bytes=13), "verif.axi_system_tb", sources=sources, log2_bytes=13)
+    run(AxiSystem(log2_bytes=13), "verif.axi_system_tb", inside=True, sources=sources, log2_bytes=13)

@@ -28,7 +28,7 @@ def test_registers(name: str) -> None:
 @pytest.mark.parametrize("name", ["edge", "paper"])
 def test_counters(name: str) -> None:
     config = CONFIGS[name]
-    run(Counters(config=config), "verif.counters_tb", config=asdict(config))
+    run(Counters(config=config), "verif.counters_tb", inside=True, config=asdict(config))
 
 
 @pytest.mark.parametrize("name", ["tiny", "paper", "half"])

@@ -24,4 +24,4 @@ def test_pe_rejects_narrow_accumulators(acc_bits):
 
 @pytest.mark.parametrize("lanes, cycles", [(1, 500), (8, 500)])
 def test_pe_line(lanes, cycles):
-    run(PeLine(lanes=lanes, acc_bits=97), "verif.pe_line_tb", lanes=lanes, acc_bits=97, cycles=cycles)
+    run(PeLine(lanes=lanes, acc_bits=97), "verif.pe_line_tb", inside=True, lanes=lanes, acc_bits=97, cycles=cycles)
