@@ -24,7 +24,7 @@ from pathlib import Path
 from lnpu.config import ChipConfig
 from lnpu.hdl import Block, emit_verilog
 from lnpu.results import lock
-from lnpu.toolchain import CLOCK_GATE, RTL, ToolError, verilator_environment
+from lnpu.toolchain import CLOCK_GATE, RTL, ToolError, check_system_tools, verilator_environment
 
 __all__ = ["BUILD", "BuildError", "add_sources", "build", "imported_sources"]
 
@@ -154,6 +154,7 @@ def _compile(work: Path, flags: list[str], sources: list[Path]) -> None:
 @cache
 def _processor() -> str:
     """What the compiler's `-march=native` stands for on this machine."""
+    check_system_tools()
     command = ["g++", "-march=native", "-Q", "--help=target"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

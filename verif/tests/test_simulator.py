@@ -17,6 +17,7 @@ from lnpu.sim import Chip
 from lnpu.sim import build as build_module
 from lnpu.sim.build import BuildError, build
 from lnpu.sim.simulator import BusError, ChipError, ProtocolError, Register, SimulationTimeout, Simulator
+from lnpu.toolchain import ToolError
 from verif.fake_chip import FAULTS, FakeChip, copy_command, end_command
 
 WIDTHS = {64: TINY.replace(name="fake"), 256: TINY.replace(name="fake256", beat=8, lanes=8, axi_bits=256)}
@@ -210,6 +211,13 @@ def test_build_error_shows_the_log(monkeypatch, tmp_path):
     config = WIDTHS[64]
     with pytest.raises(BuildError, match="deliberately broken"):
         build(config, top=FakeChip(config=config))
+
+
+def test_missing_compiler_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    build_module._processor.cache_clear()
+    with pytest.raises(ToolError, match="apt-get install g\\+\\+"):
+        build(TINY)
 
 
 def test_sources_of_the_chip_are_found():
