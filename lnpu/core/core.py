@@ -234,19 +234,19 @@ class Core(Block):
         nonzero, fp8 = Signal(depth), Signal(depth)
         zeros, padding = Signal(depth), Signal(depth)
         outside = Signal(depth)
-        row_masked = Signal()
+        row_masked = Signal()  # late: the store's answer comes through a whole row of bits
         m.d.comb += row_masked.eq(command.masked & ~mask.any)
         for k in range(depth):
             high, low = sparse.codes[k][1], sparse.codes[k][0]
             m.d.comb += [
-                nonzero[k].eq(window[k] & high & ~row_masked),
+                nonzero[k].eq(window[k] & high),
                 fp8[k].eq(~low),
                 zeros[k].eq(window[k] & ~high & ~low),
                 padding[k].eq(window[k] & ~high & low),
                 outside[k].eq((k < k_first) | (k >= k_end)),
             ]
         look_error = Signal()
-        m.d.comb += look_error.eq(~look_ok | (nonzero & outside).any())
+        m.d.comb += look_error.eq(~look_ok | ((nonzero & outside).any() & ~row_masked))
         payload = data.StructLayout(
             {
                 "masks": visit_layout(config),
@@ -258,7 +258,7 @@ class Core(Block):
         queue = place(m, "queue", SkidBuffer(width=payload.size))
         queue_i, queue_o = Signal(payload), Signal(payload)
         m.d.comb += [
-            queue_i.masks.nonzero.eq(nonzero),
+            queue_i.masks.nonzero.eq(Mux(row_masked, 0, nonzero)),
             queue_i.masks.fp8.eq(fp8),
             queue_i.row.eq(look_row),
             queue_i.psum.eq(look_psum),
@@ -415,12 +415,10 @@ class Core(Block):
                 Value.cast(store.write[n]).eq(written),
             ]
 
-        range_error = Signal()  # once a command
+        range_error = Signal()  # once a command, in the cycle after the visit's look
         range_seen = Signal()
-        m.d.comb += [
-            range_error.eq(look_done & look_error & ~range_seen),
-            self.events.busy.eq(self.busy),
-        ]
+        m.d.comb += self.events.busy.eq(self.busy)
+        m.d.sync += range_error.eq(look_done & look_error & ~range_seen & ~range_error)
         # The next command waits beside the running one.
         following = Signal(_COMMAND, reset_less=True)
         waiting, running, take = Signal(), Signal(), Signal()
