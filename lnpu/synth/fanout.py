@@ -8,13 +8,16 @@ __all__ = ["limit_fanout"]
 
 Json = dict[str, Any]
 
+_PORT_PINS = 4
+
 
 def limit_fanout(module: Json, liberty: Liberty, limit: int) -> int:
     """Put trees of buffers behind every net that drives more than `limit` pins; clocks stay as they are.
 
     Output ports that share a net with another port get a buffer each: timing analysers refuse or mistake aliases.
 
-    Ports of blocks and SRAM macros count as one pin each, and so do output ports of the module.
+    Ports of blocks and SRAM macros count as one pin each, and so do output ports of the module. For this to hold, an
+    input port that drives more than `_PORT_PINS` pins gets a buffer: a net to many blocks is no load of their insides.
 
     Parameters
     ----------
@@ -79,10 +82,11 @@ def limit_fanout(module: Json, liberty: Liberty, limit: int) -> int:
                 wire, port["bits"][index] = buffer(bit)
                 sinks[bit] = [pin for pin in sinks[bit] if pin[0] is not port["bits"] or pin[1] != index] + [(wire, 0)]
             taken.add(bit)
+    inputs = {bit for port in module["ports"].values() if port["direction"] == "input" for bit in port["bits"]}
     for bit, pins in sinks.items():
         if bit in clock:
             continue
-        while len(pins) > limit:
+        while len(pins) > (min(limit, _PORT_PINS) if bit in inputs else limit):
             level: list[tuple[list[Any], int]] = []
             for start in range(0, len(pins), limit):
                 wire, driven = buffer(bit)

@@ -50,7 +50,7 @@ BUFFERED = Flow(max_fanout=16)
 PLAIN = Flow(special=True)
 """Nothing but ABC's script: what published areas of others were measured with."""
 
-_VERSION = 7
+_VERSION = 8
 """Counts changes of this file that change netlists: kept ones of another version are not used."""
 
 _PORT = re.compile(r"^\s*(?:input|output)\b.*$", re.MULTILINE)
