@@ -5,17 +5,22 @@ A pytest entry point calls `run(block, "verif.pe_tb", cases=...)`; the testbench
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
+import shutil
+import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from cocotb_tools.runner import get_runner
 
 from lnpu.hdl import Block, emit_verilog
+from lnpu.results import lock
 from lnpu.synth.liberty import Liberty
 from lnpu.synth.netlist import cell_models, synthesise
 from lnpu.toolchain import CLOCK_GATE, RTL, verilator_environment
@@ -23,7 +28,9 @@ from lnpu.toolchain import CLOCK_GATE, RTL, verilator_environment
 __all__ = ["parameters", "rng", "run"]
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "verif"
-_WAIVED = ("-Wno-fatal", "-Wno-lint", "-Wno-style")
+_VERSIONS = tuple(importlib.metadata.version(package) for package in ("verilator", "cocotb"))
+_MAKE = " VM_PARALLEL_BUILDS=0 OPT_FAST=-O1"  # blocks are small: what is read for each file would take longest
+_ARGUMENTS = ("-Wno-fatal", "-Wno-lint", "-Wno-style", "--x-initial", "unique", "-O3")
 
 
 def run(
@@ -34,10 +41,10 @@ def run(
     swap: tuple[str, str] | None = None,
     only: str | None = None,
     sources: Sequence[Path] = (),
-    inside: bool = False,
+    inside: bool | Sequence[str] = False,
     **parameters,
 ) -> Path:
-    """Emit `block`, build it (cached by content) and run every cocotb test in module `testbench`.
+    """Emit `block`, build it (once for all testbenches, cached by content) and run every cocotb test in `testbench`.
 
     Parameters
     ----------
@@ -53,9 +60,10 @@ def run(
         Run only the cocotb tests in whose name this regular expression is found.
     sources : sequence of Path
         Verilog beside what is emitted.
-    inside : bool
-        The testbench looks inside the block, not only at its ports. Everything is then kept as it was written, which
-        takes several times as long to compile and is slower.
+    inside : bool or sequence of str
+        What the testbench sees beside the block's ports: signals as ``"module.signal"``, which are seen in every
+        instance of the module; or, if true, everything as it was written, which takes several times as long to compile
+        and is slower.
     parameters
         JSON-serialisable values for the testbench, see `parameters`.
 
@@ -71,43 +79,25 @@ def run(
     ValueError
         If `swap` names a cell that the netlist has not.
     """
-    from cocotb_tools.runner import get_runner
-
     key = (block.module_name, testbench, sorted(parameters.items()), *([gates.digest, swap] if gates else ()))
     label = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
     work = BUILD / f"{block.module_name}-{testbench.rsplit('.', 1)[-1]}-{label}"
-    emitted = _gate_sources(block, gates, swap, work) if gates else emit_verilog(block, work / "rtl")
-    files = [*emitted, *sources, *sorted((RTL / "sram").glob("*.v")), CLOCK_GATE]
+    work.mkdir(parents=True, exist_ok=True)
     waves = bool(os.environ.get("WAVES"))
-    all_visible = not gates and (inside or waves)
-    if not all_visible:
-        files.insert(0, _visible_ports(block, work))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files) + bytes([waves])).hexdigest()
-    stamp, results = work / "content", work / "results.xml"
+    results = work / "results.xml"
     environment = verilator_environment()
+    environment["MAKEFLAGS"] += _MAKE
     saved = dict(os.environ)
     os.environ.update(environment)
     try:
         results.unlink(missing_ok=True)
-        runner = get_runner("verilator")
-        if not all_visible:
-            _hide_inside(runner)
-        stale = not stamp.exists() or stamp.read_text() != digest
-        runner.build(
-            sources=files,
-            hdl_toplevel=block.module_name,
-            build_dir=work / "sim",
-            build_args=[*_WAIVED, "--x-initial", "unique", "-O3"],
-            always=stale,
-            waves=waves,
-            log_file=work / "build.log",
-        )
-        stamp.write_text(digest)
+        model = _model(block, gates, swap, [*sources, *sorted((RTL / "sram").glob("*.v")), CLOCK_GATE], inside, waves)
         with suppress(SystemExit):  # a test failed; which one is in the results
-            runner.test(
+            get_runner("verilator").test(
                 hdl_toplevel=block.module_name,
+                hdl_toplevel_lang="verilog",
                 test_module=testbench,
-                build_dir=work / "sim",
+                build_dir=model,
                 test_dir=work,
                 results_xml=str(results),
                 test_filter=only,
@@ -129,6 +119,58 @@ def run(
     return work / "test.log"
 
 
+def _model(
+    block: Block,
+    gates: Liberty | None,
+    swap: tuple[str, str] | None,
+    sources: Sequence[Path],
+    inside: bool | Sequence[str],
+    waves: bool,
+) -> Path:
+    """The folder in which Verilator has built `block` and `sources`, for any testbench.
+
+    What all models have in common, Verilator's own library, is compiled with the first one.
+    """
+    all_visible = not gates and (inside is True or waves)
+    with tempfile.TemporaryDirectory(prefix="emit-", dir=BUILD) as folder:
+        scratch = Path(folder)
+        emitted = _gate_sources(block, gates, swap, scratch) if gates else emit_verilog(block, scratch / "rtl")
+        files = [*emitted, *sources]
+        if not all_visible:
+            files.insert(0, _visible(block, inside or (), scratch))
+        digest = hashlib.sha256(repr((_VERSIONS, _ARGUMENTS, _MAKE, waves)).encode())
+        for path in files:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        model = BUILD / f"{block.module_name}-{digest.hexdigest()[:12]}"
+        stamp = model / "built"
+        with lock(model):
+            if not stamp.exists():
+                shutil.rmtree(model, ignore_errors=True)
+                (model / "source").mkdir(parents=True)
+                runner = get_runner("verilator")
+                if not all_visible:
+                    _hide_inside(runner)
+                runtime = BUILD / f"runtime-{hashlib.sha256(repr((_VERSIONS, waves)).encode()).hexdigest()[:8]}"
+                for compiled in runtime.glob("*.o"):
+                    shutil.copy(compiled, model)
+                runner.build(
+                    sources=[shutil.copy(path, model / "source") for path in files],
+                    hdl_toplevel=block.module_name,
+                    build_dir=model,
+                    build_args=_ARGUMENTS,
+                    always=True,
+                    waves=waves,
+                    log_file=model / "build.log",
+                )
+                with lock(runtime):
+                    if not runtime.exists():
+                        runtime.mkdir()
+                        for compiled in model.glob("verilated*.o"):
+                            shutil.copy(compiled, runtime)
+                stamp.touch()
+    return model
+
+
 def _gate_sources(block: Block, liberty: Liberty, swap: tuple[str, str] | None, work: Path) -> list[Path]:
     """A block's netlist, the models of its cells and of its SRAM macros."""
     netlist = synthesise(block, liberty, BUILD / "gates")
@@ -145,15 +187,18 @@ def _gate_sources(block: Block, liberty: Liberty, swap: tuple[str, str] | None, 
     return [path, cell_models(liberty, BUILD / "gates"), netlist.models]
 
 
-def _visible_ports(block: Block, work: Path) -> Path:
-    """Directives for Verilator that the bench sees a block's ports."""
+def _visible(block: Block, inside: Sequence[str], work: Path) -> Path:
+    """Directives for Verilator that the bench sees a block's ports, and these signals inside."""
     clock = [] if block.combinational else ["clk", "rst"]
     names = [*clock, *("__".join(map(str, port)) for port, _, _ in block.signature.flatten(block))]
-    ports = work / "ports.vlt"
+    visible = work / "visible.vlt"
     work.mkdir(parents=True, exist_ok=True)
     lines = [f'public_flat_rw -module "{block.module_name}" -var "{name}"' for name in names]
-    ports.write_text("\n".join(["`verilator_config", *lines, ""]))
-    return ports
+    for signal in inside:
+        module, name = signal.split(".")
+        lines.append(f'public_flat_rd -module "{module}" -var "{name}"')
+    visible.write_text("\n".join(["`verilator_config", *lines, ""]))
+    return visible
 
 
 def _hide_inside(runner) -> None:

@@ -21,6 +21,8 @@ SHAPES = {
     "single": {"rows": 16, "depth": 16, "dense_rows": 16, "lanes": 16, "beat": 16, "psum_rows": 16},
 }  # fmt: skip
 
+GATE = ("lnpu_clock_gate.enable",)
+
 
 @pytest.mark.parametrize("depth, visits", [(64, 400), (16, 300), (128, 150), (48, 150)])
 def test_zero_skip(depth, visits):
@@ -37,7 +39,8 @@ def test_sparse_buffer(shape):
 @pytest.mark.parametrize("shape", ["tiny", "odd", "single"])
 def test_dense_buffer(shape):
     config = ChipConfig(**SHAPES[shape])
-    run(DenseBuffer(config=config), "verif.dense_buffer_tb", inside=True, config=SHAPES[shape], cycles=3000)
+    enables = [f"lnpu_sram_1r1w.{port}_en" for port in "wr"]
+    run(DenseBuffer(config=config), "verif.dense_buffer_tb", inside=enables, config=SHAPES[shape], cycles=3000)
 
 
 @pytest.mark.parametrize("shape", ["tiny", "odd", "single"])
@@ -60,7 +63,7 @@ def test_gated_core():
 @pytest.mark.parametrize("shape", ["tiny", "least"])
 def test_twins(shape):
     config = SHAPES[shape]
-    run(CoreTwins(config=ChipConfig(**config)), "verif.gated_core_tb", inside=True, config=config, cycles=20_000)
+    run(CoreTwins(config=ChipConfig(**config)), "verif.gated_core_tb", inside=GATE, config=config, cycles=20_000)
 
 
 @pytest.mark.parametrize("without", ["busy", "command", "fill_sparse", "fill_dense", "psum_request"])
@@ -68,7 +71,7 @@ def test_every_cause_is_needed(without):
     """A gate that lacks a cause is found out. (Not so `reset`: registers of a simulation begin as after one.)"""
     twins = CoreTwins(config=ChipConfig(**SHAPES["least"]), without=without)
     with pytest.raises(AssertionError, match="twins failed"):
-        run(twins, "verif.gated_core_tb", inside=True, config=SHAPES["least"], cycles=3000, without=without)
+        run(twins, "verif.gated_core_tb", inside=GATE, config=SHAPES["least"], cycles=3000, without=without)
 
 
 def test_shapes():
