@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 
 from lnpu.compiler.buffers import (
     PageCache,
@@ -15,7 +16,7 @@ from lnpu.compiler.buffers import (
     real_lanes,
     speed_up_of,
 )
-from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cut
+from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cut, pairs_inside
 from lnpu.compiler.pipeline import Pipeline, Product, Result
 from lnpu.compiler.program import COMMAND_CYCLES, Program
 from lnpu.compiler.rounding import Epilogue, Rounding
@@ -178,12 +179,15 @@ class DirectLowering:
                 (self.plan.images, self.plan.lines, self.plan.pixels), self.out.images, self.lattice_h, self.lattice_w
             )
         )
-        batches = self._batches(boxes)
-        for number, job in enumerate(job for batch in batches for job in batch):
+        batches = self._balanced(self._batches(boxes))
+        jobs = [job for batch in batches for job in batch]
+        first = {job.block: job for job in reversed(jobs)}
+        last = {job.block: job for job in jobs}
+        for number, job in enumerate(jobs):
             job.tile = self._tile(job.box, job.block)
             job.place = self.teams.areas[number % len(self.teams.areas)]
             job.finish = self._epilogue(
-                job, self.scratch[number % 2], epilogue, after_block, job.box is boxes[0], job.box is boxes[-1]
+                job, self.scratch[number % 2], epilogue, after_block, job is first[job.block], job is last[job.block]
             )
         for batch in batches:
             self._batch(batch)
@@ -200,6 +204,34 @@ class DirectLowering:
             for some in (blocks[first : first + together] for first in range(0, len(blocks), together))
             for start in range(0, len(boxes), self.teams.count // together)
         ]
+
+    def _balanced(self, batches: list[list["_Job"]]) -> list[list["_Job"]]:
+        """The jobs of each batch in another order: teams that have had less to do (tiles at the border of an image) get
+        the larger ones, others take turns. Teams go on by themselves as far as their buffers let them, so what counts
+        is what each does over some rounds. Channel blocks stay one after the other."""
+        done = [0] * self.teams.count
+        result = []
+        for number, batch in enumerate(batches):
+            order: list[_Job] = []
+            for _, group in groupby(batch, key=lambda job: job.block):
+                jobs = list(group)
+                turn = number % len(jobs)
+                jobs = sorted(jobs[turn:] + jobs[:turn], key=self._work, reverse=True)
+                teams = range(len(order), len(order) + len(jobs))
+                ranked = sorted(teams, key=lambda team: done[team])
+                chosen = dict(zip(ranked, jobs, strict=True))
+                order += [chosen[team] for team in teams]
+            for team, job in enumerate(order):
+                done[team] += self._work(job)
+            result.append(order)
+        return result
+
+    def _work(self, job: "_Job") -> int:
+        """Products of a job, to compare it with others: pairs of an output pixel and a tap that sees no padding."""
+        box = job.box
+        lines = sum(pairs_inside(axis, self.source.height, box.line, box.lines) for axis in self.axes_h)
+        pixels = sum(pairs_inside(axis, self.source.width, box.pixel, box.pixels) for axis in self.axes_w)
+        return box.images * lines * pixels
 
     def _epilogue(
         self,

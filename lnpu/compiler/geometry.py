@@ -19,6 +19,7 @@ __all__ = [
     "by_phase",
     "cut",
     "forward_axes",
+    "pairs_inside",
 ]
 
 Taps = tuple[tuple[int, int], ...]
@@ -93,6 +94,16 @@ class Axis:
     source_phase: int
     source_step: int
     taps: Taps
+
+
+def pairs_inside(axis: Axis, size: int, first: int, count: int) -> int:
+    """Pairs of a position of the output phase, of `count` from `first` on, and a tap that reads one of the `size`
+    elements of the source, not padding."""
+    return sum(
+        0 <= (at + offset) * axis.source_step + axis.source_phase < size
+        for _, offset in axis.taps
+        for at in range(first, min(first + count, axis.out_count))
+    )
 
 
 def forward_axes(size: int, out: int, kernel: int, stride: int, padding: int) -> list[Axis]:

@@ -1,7 +1,7 @@
 """Weight gradients of convolutions: input channels and taps are the rows, pixels are summed over, dy is resident."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 
@@ -16,7 +16,7 @@ from lnpu.compiler.buffers import (
     real_lanes,
     speed_up_of,
 )
-from lnpu.compiler.geometry import Axis, Box, Convolution, Taps, boxes_of, cut, forward_axes
+from lnpu.compiler.geometry import Axis, Box, Convolution, Taps, boxes_of, cut, forward_axes, pairs_inside
 from lnpu.compiler.pipeline import Pipeline, Product, Result
 from lnpu.compiler.program import COMMAND_CYCLES, Program
 from lnpu.compiler.rounding import Epilogue, Rounding
@@ -27,6 +27,12 @@ from lnpu.config import BLOCK
 from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
 __all__ = ["WeightGradLowering"]
+
+_STORED_TOGETHER = 3
+"""Tiles: the more, the later the first of them can leave."""
+
+_WORTH = 0.97
+"""Jobs side by side are of one size where they take this share of the cycles, about, or less."""
 
 
 @dataclass(frozen=True)
@@ -119,20 +125,20 @@ class WeightGradLowering:
         self.axes_w = forward_axes(shape.width, shape.out_width, k[1], s, p)
         self.teams = Teams(config, out.block_channels, vmem, vmem_end, reserve)
         self.loaded = power_of_two(min(x.padded, BLOCK, config.rows))  # channels of x in a core at a time
-        self.plan = self._plan(self.teams.area // (out.block_channels // config.beat))
+        self._per_pixel = out.block_channels // config.beat  # rows of the vector memory
+        self.plan = self._plan(self.teams.area // self._per_pixel)
         self.pipeline = Pipeline(program, self.plan.sums)
         self.cache = PageCache()
 
     def _plan(self, budget: int) -> _Plan:
         """The fewest cycles of the slower of cores and LOAD. `budget`: pixels of `out` that an area holds."""
-        config, shape, out = self.config, self.shape, self.out
+        config, out = self.config, self.out
         max_r = max(1, max(len(axis.taps) for axis in self.axes_h))
         max_s = max(1, max(len(axis.taps) for axis in self.axes_w))
         phases = len(self.axes_h) * len(self.axes_w)
         least = min(out.width, max(config.beat, out.run_pixels))  # a tile holds whole runs
         teams, chunk, chunks = self.teams, self.teams.chunk, len(self.teams.shares())
         parts = -(-self.x.padded // self.loaded)
-        source = -(-shape.height // shape.stride), -(-shape.width // shape.stride)
         best: tuple[tuple[float, int], _Plan] | None = None
 
         def cost(plan: _Plan) -> float:
@@ -140,7 +146,7 @@ class WeightGradLowering:
             images, lines, pixels = plan.box
             halo_r, halo_s = plan.halo
             taps_r, taps_s = plan.taps
-            boxes = -(-shape.batch // images) * -(-shape.out_height // lines) * -(-shape.out_width // pixels)
+            boxes = self._boxes_in_all(plan)
             together = -(-halo_r // taps_r) * -(-halo_s // taps_s) * -(-self.loaded // plan.channels)
             jobs = out.planes * parts * phases * -(-max_r // halo_r) * -(-max_s // halo_s) * together
             rounds = -(-jobs // teams.count) * chunks
@@ -148,10 +154,8 @@ class WeightGradLowering:
             sources: float = -(-side_by_side // together)
             if side_by_side % together and together % side_by_side:
                 sources += 0.5  # jobs of a round that begin in the middle
-            x = images * loaded_pixels((lines, pixels), plan.halo, source) * self.loaded / config.beat
-            dy = images * lines * (pixels + 1) * chunk / config.beat
-            x = sources * (COMMAND_CYCLES + x)
-            dy += teams.size * COMMAND_CYCLES
+            x, dy = self._load_cycles(plan)
+            x *= sources
             products = COMMAND_CYCLES / 2 + plan.sums * (0.5 + images * lines * pixels / speed_up_of(self.x))
             drain = COMMAND_CYCLES + plan.sums * min(config.lanes, chunk) / config.beat
             drains = side_by_side * teams.size * drain
@@ -178,6 +182,20 @@ class WeightGradLowering:
                 f"{config.rows} sparse rows and {budget} pixels of the vector memory"
             )
         return best[1]
+
+    def _boxes_in_all(self, plan: _Plan) -> int:
+        images, lines, pixels = plan.box
+        shape = self.shape
+        return -(-shape.batch // images) * -(-shape.out_height // lines) * -(-shape.out_width // pixels)
+
+    def _load_cycles(self, plan: _Plan) -> tuple[float, float]:
+        """Cycles, about, to load a box of x with its halo, and one of dy."""
+        shape, teams, beat = self.shape, self.teams, self.config.beat
+        images, lines, pixels = plan.box
+        source = -(-shape.height // shape.stride), -(-shape.width // shape.stride)
+        x = images * loaded_pixels((lines, pixels), plan.halo, source) * self.loaded / beat
+        dy = images * lines * (pixels + 1) * teams.chunk / beat
+        return COMMAND_CYCLES + x, teams.size * COMMAND_CYCLES + dy
 
     def _boxes(self, halo: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
         """Images, lines and pixels of dy that fit the buffers."""
@@ -219,12 +237,38 @@ class WeightGradLowering:
         if self.rounding.fp16:
             self.program.commit(self.out)  # DRAIN rounds at its scale
         jobs = list(self._jobs())
-        for number, job in enumerate(jobs):
-            job.place = self.teams.areas[number % len(self.teams.areas)]
+        by_size = sorted(jobs, key=self._work, reverse=True)
+        if self._round_cycles(by_size) < _WORTH * self._round_cycles(jobs):
+            jobs = by_size
+        places, per_job = self.teams.areas, self.plan.sums * self._per_pixel
+        for number, job in enumerate(jobs):  # tiles of one round lie close, so that some can be stored as one
+            job.place = places[0] + number % len(places) * per_job
         for start in range(0, len(jobs), self.teams.count):
             self._batch(jobs[start : start + self.teams.count], epilogue)
         self.pipeline.run()
         self._zeros(epilogue)
+
+    def _work(self, job: _Job) -> int:
+        """Products of a job, to compare it with others: pairs of an output pixel and a tap that sees no padding."""
+        shape = self.shape
+        lines = pairs_inside(replace(job.axis_h, taps=job.taps_r), shape.height, 0, shape.out_height)
+        pixels = pairs_inside(replace(job.axis_w, taps=job.taps_s), shape.width, 0, shape.out_width)
+        return shape.batch * lines * pixels * job.channels
+
+    def _round_cycles(self, jobs: list[_Job]) -> float:
+        """Cycles of the rounds of these jobs, about. A round takes as long as the largest of its jobs, or as the loads
+        of what they do not share: those of one size side by side gain where products take longer than loads."""
+        x, dy = self._load_cycles(self.plan)
+        boxes, count = self._boxes_in_all(self.plan), self.teams.count
+        rounds = [jobs[start : start + count] for start in range(0, len(jobs), count)]
+        return sum(
+            max(
+                max(map(self._work, batch)) / speed_up_of(self.x),
+                boxes * x * len({job.source() for job in batch}),
+                boxes * dy * len({job.block for job in batch}),
+            )
+            for batch in rounds
+        )
 
     def _zeros(self, epilogue: Epilogue) -> None:
         """The gradients of taps that see only padding."""
@@ -238,31 +282,25 @@ class WeightGradLowering:
             for block in range(self.out.planes):
                 for channel in range(0, self.x.padded, self.plan.channels):
                     channels = min(self.plan.channels, self.x.padded - channel)
-                    tile = Tile(0, 1, tap, 1, channel, channels, block, self.out.block_channels // self.config.beat)
+                    tile = Tile(0, 1, tap, 1, channel, channels, block, self._per_pixel)
                     VectorBuilder(self.program).vector(VectorOp.KEEP_POSITIVE, place, place, 0.0, inner=tile.size)
                     epilogue(tile, place, False, self.teams.scratch)
 
     def _batch(self, jobs: list[_Job], epilogue: Epilogue) -> None:
         """Jobs that the teams work on side by side."""
-        config, out = self.config, self.out
-        per_pixel = out.block_channels // config.beat
+        boxes = list(boxes_of(self.plan.box, self.shape.batch, self.shape.out_height, self.shape.out_width))
+        # Where a round is little else than drains and stores, some tiles leave together: a STORE begins from scratch.
+        stored = self._tiles(jobs, _STORED_TOGETHER if len(boxes) == 1 else 1)
 
-        def store(job: _Job) -> None:
-            taps = [r * self.shape.kernel_width + s for r, _ in job.taps_r for s, _ in job.taps_s]
-            first = 0
-            for index, tap in enumerate(taps):  # taps that follow each other are stored together
-                if index + 1 < len(taps) and taps[index + 1] == tap + 1:
-                    continue
-                count = index + 1 - first
-                tile = Tile(0, 1, taps[first], count, job.channel, job.channels, job.block, per_pixel)
-                epilogue(tile, job.place + first * job.channels * per_pixel, False, self.teams.scratch)
-                first = index + 1
+        def store(tiles: list[tuple[Tile, int]]) -> None:
+            for tile, place in tiles:
+                epilogue(tile, place, False, self.teams.scratch)
 
         shares = self.teams.shares()
         for share in shares:
             psum = self.pipeline.begin_round()
             initialise = True
-            for box in boxes_of(self.plan.box, self.shape.batch, self.shape.out_height, self.shape.out_width):
+            for box in boxes:
                 self._step(jobs, box, share, psum, initialise)
                 initialise = False
             self.pipeline.end_round(
@@ -270,11 +308,43 @@ class WeightGradLowering:
                     Result(
                         m,
                         partial(self._drain, m, job, share, psum),
-                        partial(store, job) if share is shares[-1] else None,
+                        partial(store, stored[m]) if share is shares[-1] and stored[m] else None,
                     )
                     for m, job in enumerate(jobs)
                 ]
             )
+
+    def _tiles(self, jobs: list[_Job], together: int) -> list[list[tuple[Tile, int]]]:
+        """The tiles that are complete after each job, and their places: one or more of each, or one of up to `together`
+        jobs whose taps or channels follow each other."""
+        result: list[list[tuple[Tile, int]]] = []
+        members = 0  # of the last tile
+        for job in jobs:
+            runs = self._runs(job)
+            if members and members < together and len(runs) == 1 and len(result[-1]) == 1:
+                (before, place), (tile, at) = result[-1][0], runs[0]
+                joined = _joined(before, tile) if place + before.size == at else None
+                if joined is not None:
+                    result[-1] = []
+                    result.append([(joined, place)])
+                    members += 1
+                    continue
+            result.append(runs)
+            members = 1
+        return result
+
+    def _runs(self, job: _Job) -> list[tuple[Tile, int]]:
+        """The tiles of a job, and their places: taps that follow each other make up one."""
+        taps = [r * self.shape.kernel_width + s for r, _ in job.taps_r for s, _ in job.taps_s]
+        found, first = [], 0
+        for index, tap in enumerate(taps):
+            if index + 1 < len(taps) and taps[index + 1] == tap + 1:
+                continue
+            count = index + 1 - first
+            tile = Tile(0, 1, taps[first], count, job.channel, job.channels, job.block, self._per_pixel)
+            found.append((tile, job.place + first * job.channels * self._per_pixel))
+            first = index + 1
+        return found
 
     def _step(self, jobs: list[_Job], box: Box, share: Share, psum: int, initialise: bool) -> None:
         """Products of the pixels of a box, with a share of each job's output channels."""
@@ -408,8 +478,7 @@ class WeightGradLowering:
 
     def _drain(self, m: int, job: _Job, share: Share, psum: int) -> None:
         """Round a team's sums, of a share of the job's output channels, into its tile."""
-        config = self.config
-        per_pixel = self.out.block_channels // config.beat
+        config, per_pixel = self.config, self._per_pixel
         scale, tensor_out = self.rounding.of(self.out)
         for o, (channel, count) in share.items():
             self.program.emit(
@@ -434,3 +503,14 @@ class WeightGradLowering:
                 vmem=job.place + channel // config.beat,
                 vmem_w=per_pixel,
             )
+
+
+def _joined(first: Tile, second: Tile) -> Tile | None:
+    """Two tiles, one behind the other in the vector memory, as one: of taps or of channels that follow each other."""
+    if (first.block, first.rows) != (second.block, second.rows):
+        return None
+    if (first.pixel, first.pixels) == (second.pixel, second.pixels) and first.line + first.lines == second.line:
+        return replace(first, lines=first.lines + second.lines)
+    if first.lines == second.lines == 1 and first.line == second.line and first.pixel + first.pixels == second.pixel:
+        return replace(first, pixels=first.pixels + second.pixels)
+    return None

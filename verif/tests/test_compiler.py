@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from golden.conv import conv2d_input_grad_sums, conv2d_sums, conv2d_weight_grad_
 from golden.exact import ExactSum, round_sum
 from golden.fgmp import Policy, fgmp, quantize
 from lnpu.compiler import graph as nodes
+from lnpu.compiler import weight_grad
 from lnpu.compiler.convolution import (
     Convolution,
     Rounding,
@@ -32,6 +33,7 @@ from lnpu.compiler.program import Emission, Program, Region, interleaved, merged
 from lnpu.compiler.tensor import MemoryMap, Tensor, padded_channels
 from lnpu.compiler.tiles import Tile
 from lnpu.compiler.training import Formats, TrainingStep
+from lnpu.compiler.weight_grad import WeightGradLowering
 from lnpu.config import EDGE, PAPER, TINY, ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode, Target, Unit
 from lnpu.driver import Host, Trainer
@@ -260,6 +262,72 @@ def run_on_model(job: ConvolutionJob) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_random_convolutions(name: str, seed: int) -> None:
     run_on_model(random_job(CONFIGS[name], 100 * list(CONFIGS).index(name) + seed))
+
+
+@pytest.mark.parametrize(
+    "shape", [Convolution(1, 330, 1, 1, 140, 1, 1), Convolution(1, 330, 2, 4, 70, 3, 3, 1, 1)], ids=["linear", "3x3"]
+)
+def test_weight_gradients_stored_together(shape: Convolution, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a round is one step, tiles of channels or of taps that follow each other leave by one STORE."""
+    config = PAPER.replace(name="half", cores=6)
+    stores = []
+    for together in (1, 2, 3):
+        monkeypatch.setattr(weight_grad, "_STORED_TOGETHER", together)
+        policies = dict.fromkeys(("x", "w", "dy", "y", "dx", "dw"), Policy())
+        job = ConvolutionJob(config, shape, policies, np.random.default_rng(together), phases=("wg",))
+        run_on_model(job)
+        stores.append(sum(command.opcode is Opcode.STORE for command in job.program.commands))
+    assert stores[0] > stores[1] > stores[2]
+
+
+def test_jobs_of_one_size_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weight gradients of an image that is little more than padding: rounds of jobs sorted by their work, or as they
+    come; the results are the same."""
+    config = PAPER.replace(name="half", cores=6)
+    shape = Convolution(20, 70, 3, 3, 130, 3, 3, 1, 1)
+    sizes, batch = [], WeightGradLowering._batch
+
+    def recorded(self: WeightGradLowering, jobs: list, epilogue) -> None:
+        sizes[-1].append([self._work(job) for job in jobs])
+        batch(self, jobs, epilogue)
+
+    monkeypatch.setattr(WeightGradLowering, "_batch", recorded)
+    for worth in (0.0, 1e9):
+        monkeypatch.setattr(weight_grad, "_WORTH", worth)
+        sizes.append([])
+        policies = dict.fromkeys(("x", "w", "dy", "y", "dx", "dw"), Policy())
+        run_on_model(ConvolutionJob(config, shape, policies, np.random.default_rng(1), phases=("wg",)))
+    plain, sorted_ = sizes
+    assert sorted(chain(*plain)) == sorted(chain(*sorted_))
+    assert sum(map(max, sorted_)) < sum(map(max, plain))
+
+
+@pytest.mark.parametrize("images", [6, 7])
+def test_tiles_take_turns(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teams get tiles at the border of images in turn: over all rounds they have as much to do, all but one tile."""
+    found, balanced = [], DirectLowering._balanced
+
+    def recorded(self: DirectLowering, batches: list) -> list:
+        result = balanced(self, batches)
+        found.append((self, batches, result))
+        return result
+
+    monkeypatch.setattr(DirectLowering, "_balanced", recorded)
+    config, shape = PAPER.replace(name="quarter", cores=4), Convolution(images, 10, 16, 16, 70, 3, 3, 1, 1)
+    policies = dict.fromkeys(("x", "w", "dy", "y", "dx", "dw"), Policy())
+    run_on_model(ConvolutionJob(config, shape, policies, np.random.default_rng(2), phases=("ff", "bp")))
+    for lowering, before, after in found:
+        work = [[lowering._work(job) for job in batch] for batch in after]
+        assert len({size for batch in work for size in batch}) > 1
+        for old, new in zip(before, after, strict=True):
+            assert set(map(id, old)) == set(map(id, new))
+            assert [job.block for job in new] == sorted(job.block for job in new)
+        teams = [sum(batch[m] for batch in work if len(batch) > m) for m in range(lowering.teams.count)]
+        fixed = [
+            sum(lowering._work(batch[m]) for batch in before if len(batch) > m) for m in range(lowering.teams.count)
+        ]
+        assert max(teams) - min(teams) <= max(map(max, work))
+        assert max(teams) - min(teams) < max(fixed) - min(fixed)
 
 
 @pytest.mark.parametrize("sum_rows", [128, 24, 8])
