@@ -46,7 +46,7 @@ _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1b1f24; background: #f6f7f9;
        margin: 0; }
-main { max-width: 1080px; margin: 0 auto; padding: 24px; }
+main { max-width: 1320px; margin: 0 auto; padding: 24px; }
 h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 18px; margin: 0 0 8px; }
 p { margin: 0 0 10px; color: #4b5560; }
 section { background: #fff; border: 1px solid #e1e4e8; border-radius: 8px; padding: 18px 20px; margin: 16px 0; }
@@ -61,6 +61,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-nu
 th, td { padding: 4px 8px; text-align: right; border-bottom: 1px solid #e9ecef; white-space: nowrap; }
 th { color: #4b5560; font-weight: 600; border-bottom: 2px solid #d0d5da; }
 th.text, td.text { text-align: left; }
+td.text { white-space: normal; }
 tr.bad td { background: #fdecec; }
 tr.total td { font-weight: 600; border-top: 2px solid #d0d5da; }
 """
