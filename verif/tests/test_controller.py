@@ -47,8 +47,8 @@ def test_controller(entries: int, address_bits: int) -> None:
         FgmpController(config=config),
         "verif.controller_tb",
         config=asdict(config),
-        adapts=3000 if full else 300,
-        large=60 if full else 0,
+        adapts=1000 if full else 300,
+        large=30 if full else 0,
     )
 
 
