@@ -3,9 +3,13 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["CLOCK_GATE", "RTL", "ToolError", "check_system_tools", "verilator_environment"]
+from lnpu.results import lock
+
+__all__ = ["CLOCK_GATE", "RTL", "ToolError", "check_system_tools", "compiled_library", "verilator_environment"]
 
 RTL = Path(__file__).resolve().parent.parent / "rtl"
 """Folder of the hand-written Verilog (models of SRAM and clock gate, lint waivers)."""
@@ -53,3 +57,26 @@ def verilator_environment() -> dict[str, str]:
         # The package's makefile fragment lacks the precompiled-header flag and names its own build host's compiler.
         "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include CXX=g++ LINK=g++",
     }
+
+
+@contextmanager
+def compiled_library(build: Path, kept: Path) -> Iterator[None]:
+    """While Verilator builds a model, spare it compiling its own library, which takes longer than a small model.
+
+    Parameters
+    ----------
+    build : Path
+        Folder in which the objects are or come to be.
+    kept : Path
+        Folder of those of the first model, for all that are built with the same version and options of the compiler.
+    """
+    build.mkdir(parents=True, exist_ok=True)
+    with lock(kept):
+        for compiled in kept.glob("*.o"):
+            shutil.copy(compiled, build)
+    yield
+    with lock(kept):
+        if not kept.exists():
+            kept.mkdir()
+            for compiled in build.glob("verilated*.o"):
+                shutil.copy(compiled, kept)

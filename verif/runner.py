@@ -23,7 +23,7 @@ from lnpu.hdl import Block, emit_verilog
 from lnpu.results import lock
 from lnpu.synth.liberty import Liberty
 from lnpu.synth.netlist import cell_models, synthesise
-from lnpu.toolchain import CLOCK_GATE, RTL, verilator_environment
+from lnpu.toolchain import CLOCK_GATE, RTL, compiled_library, verilator_environment
 
 __all__ = ["parameters", "rng", "run"]
 
@@ -127,10 +127,7 @@ def _model(
     inside: bool | Sequence[str],
     waves: bool,
 ) -> Path:
-    """The folder in which Verilator has built `block` and `sources`, for any testbench.
-
-    What all models have in common, Verilator's own library, is compiled with the first one.
-    """
+    """The folder in which Verilator has built `block` and `sources`, for any testbench."""
     all_visible = not gates and (inside is True or waves)
     with tempfile.TemporaryDirectory(prefix="emit-", dir=BUILD) as folder:
         scratch = Path(folder)
@@ -150,23 +147,17 @@ def _model(
                 runner = get_runner("verilator")
                 if not all_visible:
                     _hide_inside(runner)
-                runtime = BUILD / f"runtime-{hashlib.sha256(repr((_VERSIONS, waves)).encode()).hexdigest()[:8]}"
-                for compiled in runtime.glob("*.o"):
-                    shutil.copy(compiled, model)
-                runner.build(
-                    sources=[shutil.copy(path, model / "source") for path in files],
-                    hdl_toplevel=block.module_name,
-                    build_dir=model,
-                    build_args=_ARGUMENTS,
-                    always=True,
-                    waves=waves,
-                    log_file=model / "build.log",
-                )
-                with lock(runtime):
-                    if not runtime.exists():
-                        runtime.mkdir()
-                        for compiled in model.glob("verilated*.o"):
-                            shutil.copy(compiled, runtime)
+                options = hashlib.sha256(repr((_VERSIONS, _MAKE, waves)).encode()).hexdigest()[:8]
+                with compiled_library(model, BUILD / f"library-{options}"):
+                    runner.build(
+                        sources=[shutil.copy(path, model / "source") for path in files],
+                        hdl_toplevel=block.module_name,
+                        build_dir=model,
+                        build_args=_ARGUMENTS,
+                        always=True,
+                        waves=waves,
+                        log_file=model / "build.log",
+                    )
                 stamp.touch()
     return model
 

@@ -24,7 +24,14 @@ from pathlib import Path
 from lnpu.config import ChipConfig
 from lnpu.hdl import Block, emit_verilog
 from lnpu.results import lock
-from lnpu.toolchain import CLOCK_GATE, RTL, ToolError, check_system_tools, verilator_environment
+from lnpu.toolchain import (
+    CLOCK_GATE,
+    RTL,
+    ToolError,
+    check_system_tools,
+    compiled_library,
+    verilator_environment,
+)
 
 __all__ = ["BUILD", "BuildError", "add_sources", "build", "imported_sources"]
 
@@ -142,13 +149,15 @@ def _compile(work: Path, flags: list[str], sources: list[Path]) -> None:
         "--Mdir", str(work / "obj"), "-o", _LIBRARY, str(HARNESS), *map(str, sources),
     ]  # fmt: skip
     log = work / "build.log"
-    with log.open("w") as file:
-        file.write(" ".join(command) + "\n")
-        file.flush()
-        result = subprocess.run(command, env=environment, cwd=work, stdout=file, stderr=subprocess.STDOUT)
-    if result.returncode or not (work / "obj" / _LIBRARY).exists():
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
-        raise BuildError(f"build of the simulation failed ({result.returncode}), log {log} ends:\n{tail}")
+    options = repr((flags, _MAKE, _processor(), _version("verilator")))
+    with compiled_library(work / "obj", BUILD / f"library-{hashlib.sha256(options.encode()).hexdigest()[:8]}"):
+        with log.open("w") as file:
+            file.write(" ".join(command) + "\n")
+            file.flush()
+            result = subprocess.run(command, env=environment, cwd=work, stdout=file, stderr=subprocess.STDOUT)
+        if result.returncode or not (work / "obj" / _LIBRARY).exists():
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+            raise BuildError(f"build of the simulation failed ({result.returncode}), log {log} ends:\n{tail}")
 
 
 @cache
