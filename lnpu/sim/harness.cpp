@@ -138,7 +138,6 @@ public:
         context_.randReset(scramble ? 2 : 0);
         context_.randSeed(static_cast<int>(seed & 0x7fffffff) + 1);
         context_.quiet(true);
-        Verilated::threadContextp(&context_);  // of the cores' models, which are made in the first evaluation
 #if VM_TRACE
         context_.traceEverOn(true);
 #endif
@@ -148,8 +147,13 @@ public:
     ~Machine() {
 #if VM_TRACE
         if (trace_) trace_->close();
+        trace_.reset();
 #endif
         top_->final();
+        // Verilator's scopes are taken from the thread's context, whosever it is: first this one's, then one that stays.
+        Verilated::threadContextp(&context_);
+        top_.reset();
+        Verilated::threadContextp(Verilated::defaultContextp());
     }
 
     bool trace(const char* path) {

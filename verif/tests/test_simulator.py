@@ -1,5 +1,7 @@
 """The simulation harness, on a stand-in for the chip that copies memory."""
 
+import os
+import subprocess
 import sys
 import time
 from fnmatch import fnmatchcase
@@ -248,3 +250,20 @@ if __name__ == "__main__":  # how fast is the harness?
     begin = time.perf_counter()
     used = fast.run_program(32 << 20, [copy_command(0, 16 << 20, 1 << 20)] * 4 + [end_command()])["cycles"]
     sys.stdout.write(f"{used / (time.perf_counter() - begin):,.0f} cycles/s\n")
+
+
+def test_models_end_in_any_order():
+    """A simulation can end after others that began later; what is freed is overwritten, so that its use shows."""
+    code = (
+        "from lnpu.config import TINY\n"
+        "from lnpu.sim.simulator import Simulator\n"
+        "chips = [Simulator(TINY, 4096) for _ in range(3)]\n"
+        "for index in (2, 0, 1):\n"
+        "    chips[index].close()\n"
+        "print('ended')\n"
+    )
+    environment = os.environ | {"MALLOC_PERTURB_": "165"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.stdout == "ended\n", result.stderr
