@@ -100,7 +100,6 @@ class Pipeline:
                 following[index] = following[index + 1]
         index = fetched = 0
         key: Hashable = None
-        early: Sequence[Product] = ()  # of the next key, whose loads come in the next step
         for round_ in self._rounds:
             self._loads_left = 0
             for step in round_.steps:
@@ -108,25 +107,20 @@ class Pipeline:
                 self._loads_left += len(step.shared) + (len(step.products) if new else 0)
                 key = step.key
             for step in round_.steps:
-                self._step(step, early, alone=len(round_.steps) == 1)
-                early, ahead = (), following[index]
+                self._step(step, alone=len(round_.steps) == 1)
+                ahead = following[index]
                 if step.key is not None and ahead < len(steps):
-                    products = steps[ahead].products[fetched:]
-                    early = products[: -(-len(products) // (ahead - index))]
-                    fetched += len(early)
+                    fetched = self._prefetch(steps[ahead].products, fetched, ahead - index)
                 index += 1
                 if index == ahead:
                     fetched = 0
             self._flush()
             self._results = list(round_.results)
 
-    def _step(self, step: _Step, early: Sequence[Product], *, alone: bool) -> None:
-        """A step, with some loads of the next key: behind those that the step itself waits for. `alone`: no other step
-        in its round has loads for results to leave beside."""
+    def _step(self, step: _Step, *, alone: bool) -> None:
+        """A step; `alone` in its round: no other one has loads for results to leave beside."""
         for load in step.shared:
             self._load(load)
-        for product in early:
-            self._load(product.load)
         if not self._begun:  # nothing computes yet: each team begins as soon as it can
             self._begun = True
             for product in step.products:
@@ -149,6 +143,14 @@ class Pipeline:
         """MULTIPLYs of some teams; cores that do the same share one."""
         emissions = [emission for product in products for emission in self.program.record(product.multiply)]
         self.program.play(merged(emissions))
+
+    def _prefetch(self, products: Sequence[Product], fetched: int, steps: int) -> int:
+        """Emit some loads of the next key, of which `fetched` are there and all must be after `steps` such calls;
+        returns how many are there then."""
+        count = -(-(len(products) - fetched) // steps)
+        for product in products[fetched : fetched + count]:
+            self._load(product.load)
+        return fetched + count
 
     def _flush(self) -> None:
         """Emit every drain and epilogue that is due."""
