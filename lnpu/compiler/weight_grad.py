@@ -137,7 +137,7 @@ class WeightGradLowering:
         max_s = max(1, max(len(axis.taps) for axis in self.axes_w))
         phases = len(self.axes_h) * len(self.axes_w)
         least = min(out.width, max(config.beat, out.run_pixels))  # a tile holds whole runs
-        teams, chunk, chunks = self.teams, self.teams.chunk, len(self.teams.shares())
+        teams, chunks = self.teams, len(self.teams.shares())
         parts = -(-self.x.padded // self.loaded)
         best: tuple[tuple[float, int], _Plan] | None = None
 
@@ -157,7 +157,7 @@ class WeightGradLowering:
             x, dy = self._load_cycles(plan)
             x *= sources
             products = COMMAND_CYCLES / 2 + plan.sums * (0.5 + images * lines * pixels / speed_up_of(self.x))
-            drain = COMMAND_CYCLES + plan.sums * min(config.lanes, chunk) / config.beat
+            drain = self._drain_cycles(plan)
             drains = side_by_side * teams.size * drain
             sums = boxes * max(products, x, dy)
             if 2 * plan.sums > config.psum_rows:  # teams drain one after the other, before they go on
@@ -196,6 +196,10 @@ class WeightGradLowering:
         x = images * loaded_pixels((lines, pixels), plan.halo, source) * self.loaded / beat
         dy = images * lines * (pixels + 1) * teams.chunk / beat
         return COMMAND_CYCLES + x, teams.size * COMMAND_CYCLES + dy
+
+    def _drain_cycles(self, plan: _Plan) -> float:
+        """Cycles, about, of a core's DRAIN."""
+        return COMMAND_CYCLES + plan.sums * min(self.config.lanes, self.teams.chunk) / self.config.beat
 
     def _boxes(self, halo: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
         """Images, lines and pixels of dy that fit the buffers."""
@@ -256,9 +260,10 @@ class WeightGradLowering:
         return shape.batch * lines * pixels * job.channels
 
     def _round_cycles(self, jobs: list[_Job]) -> float:
-        """Cycles of the rounds of these jobs, about. A round takes as long as the largest of its jobs, or as the loads
-        of what they do not share: those of one size side by side gain where products take longer than loads."""
+        """Cycles of the rounds of these jobs, about. A round takes as long as the largest of its jobs, the loads of
+        what they do not share, or their drains: jobs of one size side by side gain where products take the longest."""
         x, dy = self._load_cycles(self.plan)
+        drain = self.teams.size * self._drain_cycles(self.plan)
         boxes, count = self._boxes_in_all(self.plan), self.teams.count
         rounds = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         return sum(
@@ -266,6 +271,7 @@ class WeightGradLowering:
                 max(map(self._work, batch)) / speed_up_of(self.x),
                 boxes * x * len({job.source() for job in batch}),
                 boxes * dy * len({job.block for job in batch}),
+                drain * len(batch),
             )
             for batch in rounds
         )
