@@ -208,11 +208,15 @@ class DirectLowering:
     def _balanced(self, batches: list[list["_Job"]]) -> list[list["_Job"]]:
         """The jobs of each batch in another order: teams that have had less to do (tiles at the border of an image) get
         the larger ones, others take turns. Teams go on by themselves as far as their buffers let them, so what counts
-        is what each does over some rounds. Channel blocks stay one after the other."""
+        is what each does over some rounds. Channel blocks stay one after the other, and so do jobs of one size: a team
+        may find the pixels of its tile in its buffers still."""
         done = [0] * self.teams.count
         result = []
         for number, batch in enumerate(batches):
             order: list[_Job] = []
+            if len(set(map(self._work, batch))) == 1:
+                result.append(batch)
+                continue
             for _, group in groupby(batch, key=lambda job: job.block):
                 jobs = list(group)
                 turn = number % len(jobs)
