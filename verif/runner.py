@@ -173,7 +173,6 @@ def _gate_sources(block: Block, liberty: Liberty, swap: tuple[str, str] | None, 
             raise ValueError(f"the netlist has no cell {swap[0]!r}, but {', '.join(sorted(netlist.cells))}")
         place = places[len(places) // 2]
         path = work / "swapped.v"
-        work.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{text[: place.start()]}{place[1]}{swap[1]}{text[place.end() :]}")
     return [path, cell_models(liberty, BUILD / "gates"), netlist.models]
 
@@ -183,7 +182,6 @@ def _visible(block: Block, inside: Sequence[str], work: Path) -> Path:
     clock = [] if block.combinational else ["clk", "rst"]
     names = [*clock, *("__".join(map(str, port)) for port, _, _ in block.signature.flatten(block))]
     visible = work / "visible.vlt"
-    work.mkdir(parents=True, exist_ok=True)
     lines = [f'public_flat_rw -module "{block.module_name}" -var "{name}"' for name in names]
     for signal in inside:
         module, name = signal.split(".")

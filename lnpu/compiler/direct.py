@@ -208,25 +208,26 @@ class DirectLowering:
     def _balanced(self, batches: list[list["_Job"]]) -> list[list["_Job"]]:
         """The jobs of each batch in another order: teams that have had less to do (tiles at the border of an image) get
         the larger ones, others take turns. Teams go on by themselves as far as their buffers let them, so what counts
-        is what each does over some rounds. Channel blocks stay one after the other, and so do jobs of one size: a team
-        may find the pixels of its tile in its buffers still."""
+        is what each does over some rounds. Channel blocks stay one after the other. A batch of jobs of one size stays
+        as it is: a team may find the pixels of its tile in its buffers still."""
         done = [0] * self.teams.count
         result = []
         for number, batch in enumerate(batches):
-            order: list[_Job] = []
-            if len(set(map(self._work, batch))) == 1:
+            work = {job: self._work(job) for job in batch}
+            if len(set(work.values())) == 1:
                 result.append(batch)
                 continue
+            order: list[_Job] = []
             for _, group in groupby(batch, key=lambda job: job.block):
                 jobs = list(group)
                 turn = number % len(jobs)
-                jobs = sorted(jobs[turn:] + jobs[:turn], key=self._work, reverse=True)
+                jobs = sorted(jobs[turn:] + jobs[:turn], key=lambda job: work[job], reverse=True)
                 teams = range(len(order), len(order) + len(jobs))
                 ranked = sorted(teams, key=lambda team: done[team])
                 chosen = dict(zip(ranked, jobs, strict=True))
                 order += [chosen[team] for team in teams]
             for team, job in enumerate(order):
-                done[team] += self._work(job)
+                done[team] += work[job]
             result.append(order)
         return result
 

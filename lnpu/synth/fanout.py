@@ -73,7 +73,8 @@ def limit_fanout(module: Json, liberty: Liberty, limit: int) -> int:
         added += 1
         return wire, top
 
-    taken = {bit for port in module["ports"].values() if port["direction"] == "input" for bit in port["bits"]}
+    inputs = {bit for port in module["ports"].values() if port["direction"] == "input" for bit in port["bits"]}
+    taken = set(inputs)
     for port in module["ports"].values():
         if port["direction"] != "output":
             continue
@@ -82,7 +83,6 @@ def limit_fanout(module: Json, liberty: Liberty, limit: int) -> int:
                 wire, port["bits"][index] = buffer(bit)
                 sinks[bit] = [pin for pin in sinks[bit] if pin[0] is not port["bits"] or pin[1] != index] + [(wire, 0)]
             taken.add(bit)
-    inputs = {bit for port in module["ports"].values() if port["direction"] == "input" for bit in port["bits"]}
     for bit, pins in sinks.items():
         if bit in clock:
             continue
