@@ -127,13 +127,14 @@ class CommandModel:
                 values = canonical_fp32((decode(FP16, bits) * 2.0 ** f["scale"]).astype(np.float32))
                 self.vmem[row : row + f["channel_beats"]] = values.reshape(-1, beat)
                 continue
-            columns = slice(f["element"], f["element"] + width)
+            column = f["element"] + i * f["element_i"]
+            columns = slice(column, column + width)
             index = (columns, row) if f["transpose"] else (row, columns)
             for core in range(self.config.cores):
                 if f["cores"] >> core & 1:
                     if f["target"] in (Target.MASK.value, Target.MASK_DENSE.value):
                         assert self.masks[core, f["page"]][index].size == width, "outside the mask store"
-                        if f["element"] == 0:
+                        if column == 0:
                             self.masks[core, f["page"], row] = False
                         self.masks[core, f["page"]][index] = (codes >= CODE_FP8) & (decode(FP16, bits) > 0)
                     elif f["target"] == Target.SPARSE.value:

@@ -54,6 +54,7 @@ class Memory:
         self.response_layout = signature.members["response"].signature.members["payload"].shape
         self.requests: dict[str, list[tuple[int, int, int]]] = {"table": [], "memory": []}
         self.words = 0
+        self.blocked = 0  # cycles in which a word waited for its client
         self.largest_backlog = 0
         for client in self.requests:
             getattr(dut, f"{client}__request__ready").value = 0
@@ -105,6 +106,8 @@ class Memory:
                 ports[offered][3].value = 0
                 offered = None
                 self.words += 1
+            elif offered:
+                self.blocked += 1
             drawn = (drawn + 3) % 4080
             if offered is None and queue and queue[0][3] <= now and draws[drawn] >= self.stall:
                 head = queue[0]
@@ -316,7 +319,7 @@ class Bench:
                             else:
                                 errors[Error.RANGE] += 1
                             continue
-                        row, column = row0, f["element"] + beat * b
+                        row, column = row0, f["element"] + i * f["element_i"] + beat * b
                         if f["transpose"]:
                             row, column = column, row
                         if 0 <= row < rows_limit and 0 <= column < columns_limit:
@@ -406,9 +409,10 @@ class Bench:
 
     async def load(self, tensor: Tensor, fields: dict, what: str = "") -> int:
         fields = {"slots": tensor.slots, "table": tensor.table, "log2_run": tensor.log2_run} | fields
-        expected = self.expect(fields, tensor)
+        expected, blocked = self.expect(fields, tensor), self.memory.blocked
         cycles = await self.run(Command(Opcode.LOAD, **fields))
         self.check(expected, fields, f"{what} {fields}")
+        assert self.memory.blocked == blocked, f"{what}: words of a LOAD blocked others in the memory's data"
         return cycles
 
     def tile(self, *, channels=64, lines=3, pixels=4, halo=0, target=SPARSE, **more) -> tuple[dict, int]:
@@ -457,13 +461,15 @@ class Bench:
             f["pixel"] = max(f["pixel"], -f["j_first"] * f["pixel_j"])
         high, width = self.size(target)
         if target & VMEM:
-            f["element"] = below(1 << 12)
+            f |= {"element": below(1 << 12), "element_i": below(1 << 12)}
             high -= beats
         else:
             run = high if f["transpose"] else width
             high = width if f["transpose"] else high
             f["channel_beats"] = beats = min(beats, run // self.beat)
-            f["element"] = below(run // self.beat - beats + 1) * self.beat
+            spare = run // self.beat - beats
+            f["element"] = below(spare + 1) * self.beat
+            f["element_i"] = below((spare - f["element"] // self.beat) // counts[1] + 1) * self.beat
         strides = [below(7) - 3 for _ in range(3)]
         offsets = [[k * stride for k in range(count)] for stride, count in zip(strides, counts, strict=True)]
         low, top = sum(min(o) for o in offsets), sum(max(o) for o in offsets)
@@ -473,6 +479,8 @@ class Bench:
                 strides[below(3)] = int(random.choice([-32768, 32767]))
             if random.random() < 0.3 and not target & VMEM:
                 f["element"] = below(4096 // self.beat) * self.beat
+            if random.random() < 0.3 and not target & VMEM:
+                f["element_i"] = below(4096 // self.beat) * self.beat
             low = 0
         f |= {f"dest_{axis}": stride for axis, stride in zip("nij", strides, strict=True)}
         if in_range and top - low >= high:
@@ -694,7 +702,7 @@ async def malformed_commands(dut):
         *({"table": tensor.table + (1 << k)} for k in range(5)),
         {"cores": 0}, {"target": DENSE, "cores": 0}, {"target": MASK, "cores": 0},
         *({"element": 1 << k} for k in range(part_bits) if 1 << k < bench.beat),
-        {"target": DENSE, "element": bench.beat - 1}, {"target": MASK, "element": 1},
+        {"target": DENSE, "element": bench.beat - 1}, {"target": MASK, "element": 1}, {"element_i": bench.beat + 1},
         {"target": MASK, "transpose": 1}, {"target": MASK_DENSE, "transpose": 1}, {"target": 6}, {"target": 7},
         {"target": 9}, {"target": 10}, {"target": 12}, {"target": DENSE_LOAD, "cores": 0},
         {"target": DENSE_LOAD, "element": 1},

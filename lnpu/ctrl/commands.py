@@ -171,9 +171,9 @@ _FIELDS: dict[Opcode, dict] = {
         "channel_beats": 5,
     }
     # Pixel (n, i, j) goes to row dest + n*dest_n + i*dest_i + j*dest_j; its channel beat b to column
-    # element + beat*b. Vector memory: to row dest + ... + b.
+    # element + i*element_i + beat*b. Vector memory: to row dest + ... + b.
     | _strided("dest", 16, signed(16), "n i j")
-    | {"element": 12},
+    | _strided("element", 12, 12, "i"),
     Opcode.STORE: _WALK
     | {
         "scale": signed(8),  # elements are multiplied by 2^-scale, then rounded to FP16

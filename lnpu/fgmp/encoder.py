@@ -14,10 +14,10 @@ from amaranth.utils import ceil_log2
 from lnpu.config import BLOCK, ChipConfig
 from lnpu.fgmp.quantizer import Quantizer
 from lnpu.formats import F16_INF, Code, NonzeroMode, PrecisionMode
-from lnpu.hdl import Block, Sram, place
-from lnpu.mem.fifo import RegisterFifo
+from lnpu.hdl import Block, place
+from lnpu.mem.fifo import RegisterFifo, SramFifo
 
-__all__ = ["BLOCKS_AHEAD", "Encoder", "SramFifo", "block_place", "block_size", "encoder_events"]
+__all__ = ["BLOCKS_AHEAD", "Encoder", "block_place", "block_size", "encoder_events"]
 
 BLOCKS_AHEAD = 4
 """Encoded blocks that wait for their turn at most."""
@@ -53,59 +53,6 @@ def encoder_events(config: ChipConfig) -> data.StructLayout:
     return data.StructLayout(
         {"zero": count, "underflow": count, "fp8": count, "fp16": count, "nonfinite": 1, "top": 5}
     )  # fmt: skip
-
-
-class SramFifo(Block):
-    """Holds wide words in an SRAM, one in and one out a cycle, two cycles of latency.
-
-    Parameters
-    ----------
-    width : int
-        Bits in a word.
-    depth : int
-        Number of words, a power of two; one more is held at the output.
-
-    Members
-    -------
-    i : In(stream.Signature(width)); o : Out(stream.Signature(width))
-    """
-
-    def __init__(self, *, width: int, depth: int) -> None:
-        if depth < 2 or depth & (depth - 1):
-            raise ValueError(f"depth must be a power of two from 2, not {depth!r}")
-        self.width, self.depth = width, depth
-        super().__init__({"i": In(stream.Signature(unsigned(width))), "o": Out(stream.Signature(unsigned(width)))})
-
-    @property
-    def suffix(self) -> str:
-        return f"{self.width}x{self.depth}"
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.memory = words = Sram(depth=self.depth, width=self.width)
-        level = Signal(range(self.depth + 1))
-        at, to = Signal(range(self.depth), name="at"), Signal(range(self.depth), name="to")
-        valid, push, pull = Signal(name="valid"), Signal(name="push"), Signal(name="pull")
-        m.d.comb += [
-            self.i.ready.eq(level != self.depth),
-            push.eq(self.i.valid & self.i.ready),
-            pull.eq((level != 0) & (~valid | self.o.ready)),
-            words.w_en.eq(push),
-            words.w_addr.eq(to),
-            words.w_data.eq(self.i.payload),
-            words.r_en.eq(pull),
-            words.r_addr.eq(at),
-            self.o.valid.eq(valid),
-            self.o.payload.eq(words.r_data),
-        ]
-        m.d.sync += level.eq(level + push - pull)
-        with m.If(push):
-            m.d.sync += to.eq(to + 1)
-        with m.If(pull):
-            m.d.sync += [at.eq(at + 1), valid.eq(1)]
-        with m.Elif(self.o.ready):
-            m.d.sync += valid.eq(0)
-        return m
 
 
 def _rotate(m: Module, name: str, value, by):

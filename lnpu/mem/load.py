@@ -12,15 +12,21 @@ from lnpu.fp.half import HalfToSingle
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Buffer, Error, buffer_write, command_stream, memory_read_signature, vmem_write
 from lnpu.mem.aligner import Aligner, aligned_block
-from lnpu.mem.fifo import RegisterFifo
+from lnpu.mem.fifo import RegisterFifo, SramFifo
 
 __all__ = ["LoadUnit", "LoadWalker", "block_bits", "load_events", "load_pixel", "load_walk"]
 
 ROW_BITS = 31
 """Bits of a destination row before it is checked (signed)."""
 
+COLUMN_BITS = 24
+"""Bits of a pixel's destination column before it is checked."""
+
 PENDING_BLOCKS, BLOCKS_IN_FLIGHT = 8, 16
 """Blocks whose length is being read; blocks requested and not yet decoded."""
+
+WORDS_AHEAD = 64
+"""AXI words of blocks that have been requested and not yet taken by the aligner."""
 
 RAW_ROWS = 2048
 """Most vector-memory rows in one request of LOAD_RAW."""
@@ -53,6 +59,7 @@ def load_walk(config: ChipConfig) -> data.StructLayout:
         | dict.fromkeys(("block", "block_n", "block_i"), block_bits(config))
         | {"log2_block_pixels": 3, "channel": 5}
         | {"dest": 16, "dest_n": signed(16), "dest_i": signed(16), "dest_j": signed(16)}
+        | {"element": 12, "element_i": 12}
     )
 
 
@@ -62,12 +69,12 @@ def load_pixel(config: ChipConfig) -> data.StructLayout:
     `real`: it comes from memory, else it is padding, and `negative` tells if only because its line or its pixel is
     below 0. `fresh`: its block is to be fetched for it (it is another block than that of the real pixel before it, or
     one that has been read past `position`). `block`, `position`: number of its block, and its first beat there.
-    `row`: its destination. `last`: the last of the walk.
+    `row`, `column`: its destination. `last`: the last of the walk.
     """
     position_bits = config.block_beats.bit_length() - 1
     return data.StructLayout({
         "real": 1, "negative": 1, "fresh": 1, "block": block_bits(config), "position": position_bits,
-        "row": signed(ROW_BITS), "last": 1,
+        "row": signed(ROW_BITS), "column": COLUMN_BITS, "last": 1,
     })  # fmt: skip
 
 
@@ -85,8 +92,8 @@ class LoadWalker(Block):
     ----------
     config : ChipConfig
         Uses `beat`.
-    rows : bool
-        Whether `o.row` is needed (it is 0 otherwise).
+    places : bool
+        Whether `o.row` and `o.column` are needed (they are 0 otherwise).
 
     Members
     -------
@@ -97,15 +104,15 @@ class LoadWalker(Block):
     o : Out(stream.Signature(load_pixel(config)))
     """
 
-    def __init__(self, *, config: ChipConfig, rows: bool) -> None:
-        self.config, self.rows = config, rows
+    def __init__(self, *, config: ChipConfig, places: bool) -> None:
+        self.config, self.places = config, places
         super().__init__({
             "start": In(1), "walk": In(load_walk(config)), "o": Out(stream.Signature(load_pixel(config))),
         })  # fmt: skip
 
     @property
     def suffix(self) -> str:
-        return f"{self.config.beat}_{'place' if self.rows else 'fetch'}"
+        return f"{self.config.beat}_{'place' if self.places else 'fetch'}"
 
     def elaborate(self, platform):
         m = Module()
@@ -135,35 +142,37 @@ class LoadWalker(Block):
                         m.d.sync += active.eq(0)
 
         def follow(name, shape, base, step_n, step_i, step_j):
-            """base + n * step_n + i * step_i + j * step_j; a step of None: 0."""
+            """base + n * step_n + i * step_i + j * step_j; a step of None: 0 (the base is constant)."""
             value = Signal(shape, name=name, reset_less=True)
             of_i = Signal(shape, name=f"{name}_i", reset_less=True) if step_j is not None else value
-            of_n = Signal(shape, name=f"{name}_n", reset_less=True) if step_n is not None else None
+            of_n = Signal(shape, name=f"{name}_n", reset_less=True) if step_n is not None else base
             following = Signal(shape, name=f"{name}_next")
             if step_i is None:
                 m.d.comb += following.eq(Mux(j_last, of_i, value + step_j))
             else:
-                origin, stride = Mux(i_last, of_n, of_i), Mux(i_last, step_n, step_i)
+                origin, stride = Mux(i_last, of_n, of_i), Mux(i_last, 0 if step_n is None else step_n, step_i)
                 if step_j is not None:
                     origin, stride = Mux(j_last, origin, value), Mux(j_last, stride, step_j)
                 m.d.comb += following.eq(origin + stride)
             with m.If(self.start):
-                m.d.sync += [signal.eq(base) for signal in (value, of_i, of_n) if signal is not None]
+                m.d.sync += [signal.eq(base) for signal in (value, of_i, of_n) if signal is not base]
             with m.Elif(step):
                 m.d.sync += value.eq(following if step_j is not None else Mux(j_last, following, value))
                 if step_i is not None:
                     with m.If(j_last):
                         m.d.sync += of_i.eq(following)
-                        with m.If(i_last):
-                            m.d.sync += of_n.eq(following)
+                        if step_n is not None:
+                            with m.If(i_last):
+                                m.d.sync += of_n.eq(following)
             return value
 
         line = follow("line", signed(30), walk.line, walk.line_n, walk.line_i, None)
         block = follow("block", len(walk.block), walk.block, walk.block_n, walk.block_i, None)
         pixel = follow("pixel", signed(22), walk.pixel, None, None, walk.pixel_j)
-        row = Const(0, 1)
-        if self.rows:
+        row = column = Const(0, 1)
+        if self.places:
             row = follow("row", signed(ROW_BITS), walk.dest, walk.dest_n, walk.dest_i, walk.dest_j)
+            column = follow("column", COLUMN_BITS, walk.element, None, walk.element_i, None)
 
         # Block and position of the pixel
         found = Signal(load_pixel(self.config), reset_less=True)
@@ -181,6 +190,7 @@ class LoadWalker(Block):
                 found.real.eq(inside & ~negative),
                 found.negative.eq(inside & negative),
                 found.row.eq(row),
+                found.column.eq(column),
                 found.last.eq(n_last & i_last & j_last),
             ]
             with m.Switch(walk.log2_block_pixels):
@@ -224,9 +234,9 @@ class LoadUnit(Block):
       `line_blocks` that is 0; channel_beats of 0 or channel + channel_beats beyond the pixel's part of a block; a part
       smaller than a beat; runs of more than 16 blocks or more than an AXI word has bytes; |scale| > 64
       (whatever the target); i_end > i_count, i_first > i_end or the same of j; `slots` or `table` not a multiple of 32;
-      for the cores' buffers and masks: no core, one that there is not, `element` not a multiple of `beat`; a mask
-      transposed; a target that there is not. LOAD_RAW: a count of 0, `address` or `pitch` not a multiple of the AXI
-      width. Both: an address beyond `address_bits`.
+      for the cores' buffers and masks: no core, one that there is not, `element` or `element_i` not a multiple of
+      `beat`; a mask transposed; a target that there is not. LOAD_RAW: a count of 0, `address` or `pitch` not a multiple
+      of the AXI width. Both: an address beyond `address_bits`.
     - RANGE: a beat whose destination is outside its buffer, which is dropped; a pixel that is not padding but whose
       line or number is negative, which is treated as padding.
     - DECODE: a malformed block, or one with a length of 0 or more than 145 in the table, which is not read. It counts
@@ -469,7 +479,7 @@ class LoadUnit(Block):
             load.slots[:5].any() | self._beyond(load.slots),
             load.table[:5].any() | self._beyond(load.table),
             cores & ((load.cores == 0) | load.cores[config.cores :].any()),
-            cores & load.element[: config.beat.bit_length() - 1].any(),
+            cores & (load.element | load.element_i)[: config.beat.bit_length() - 1].any(),
             load.target[2] & (load.target[1] | load.transpose),
             load.target[3] & load.target[:3].any(),
         ]
@@ -517,7 +527,7 @@ class LoadUnit(Block):
         config = self.config
         word_bytes = config.axi_bits // 8
         word_bits = word_bytes.bit_length() - 1
-        walker = place(m, "fetch_walker", LoadWalker(config=config, rows=False))
+        walker = place(m, "fetch_walker", LoadWalker(config=config, places=False))
         pixel = walker.o.payload
         walked = Signal(name="fetch_walked")
         m.d.comb += [walker.start.eq(start), walker.walk.eq(walk)]
@@ -630,6 +640,12 @@ class LoadUnit(Block):
         )
         found = place(m, "found_blocks", RegisterFifo(shape=layout, depth=2))
         flying = place(m, "blocks_in_flight", RegisterFifo(shape=aligned_block(config), depth=BLOCKS_IN_FLIGHT))
+        # Words are requested only when there is room for the longest block's: those that wait for the decoder, or for
+        # the next command's turn, must not block the data of the memory's other clients.
+        arrived = place(m, "words_ahead", SramFifo(width=config.axi_bits, depth=WORDS_AHEAD))
+        most_words = -(-(MAX_LENGTH - 1) // word_bytes) + 1
+        room = Signal(range(WORDS_AHEAD + 1), name="words_room", init=WORDS_AHEAD)
+        enough = Signal(name="words_room_enough")
         m.d.comb += [
             more.eq((address[:word_bits] + length3 - 1) >> word_bits),
             kept.eq(last_valid & (last_word == address[word_bits:]) & (length3 != 0)),
@@ -640,14 +656,18 @@ class LoadUnit(Block):
             found.i.payload.block.length.eq(length3),
             found.i.payload.block.shift.eq(address[:word_bits]),
             found.i.payload.block.kept.eq(kept),
-            request.valid.eq(found.o.valid & (found.o.payload.words != 0) & flying.i.ready),
+            enough.eq(room >= most_words),
+            request.valid.eq(found.o.valid & (found.o.payload.words != 0) & flying.i.ready & enough),
             request.payload.address.eq(found.o.payload.address << word_bits),
             request.payload.words.eq(found.o.payload.words),
             request.payload.kind.eq(load.kind),
-            flying.i.valid.eq(found.o.valid & ((found.o.payload.words == 0) | request.ready)),
+            flying.i.valid.eq(found.o.valid & ((found.o.payload.words == 0) | (request.ready & enough))),
             flying.i.payload.eq(found.o.payload.block),
             found.o.ready.eq(flying.i.valid & flying.i.ready),
         ]
+        m.d.sync += room.eq(
+            room - Mux(request.valid & request.ready, request.payload.words, 0) + (arrived.o.valid & arrived.o.ready)
+        )
         with m.If(advance & valid3 & (length3 != 0)):
             m.d.sync += [last_word.eq(address[word_bits:] + more), last_valid.eq(1)]
         with m.If(start):
@@ -659,9 +679,12 @@ class LoadUnit(Block):
             aligner.block.payload.eq(flying.o.payload),
             aligner.block.valid.eq(flying.o.valid),
             flying.o.ready.eq(aligner.block.ready),
-            aligner.word.payload.eq(words.payload.data),
-            aligner.word.valid.eq(words.valid),
-            words.ready.eq(aligner.word.ready),
+            arrived.i.payload.eq(words.payload.data),
+            arrived.i.valid.eq(words.valid),
+            words.ready.eq(arrived.i.ready),
+            aligner.word.payload.eq(arrived.o.payload),
+            aligner.word.valid.eq(arrived.o.valid),
+            arrived.o.ready.eq(aligner.word.ready),
             decoder.i.payload.eq(aligner.o.payload),
             decoder.i.valid.eq(aligner.o.valid),
             aligner.o.ready.eq(decoder.i.ready),
@@ -671,7 +694,7 @@ class LoadUnit(Block):
         """Bring beats to their places; returns whether one is on its way."""
         config = self.config
         beat_bits = config.beat.bit_length() - 1
-        walker = place(m, "place_walker", LoadWalker(config=config, rows=True))
+        walker = place(m, "place_walker", LoadWalker(config=config, places=True))
         pixel = walker.o.payload
         m.d.comb += [walker.start.eq(start), walker.walk.eq(walk)]
 
@@ -712,7 +735,7 @@ class LoadUnit(Block):
 
         # The beat and where it goes: `row` is that of the pixel, `run` the index that runs over elements.
         to_vmem = Signal()
-        row, run = Signal(signed(ROW_BITS + 1), reset_less=True), Signal(13, reset_less=True)
+        row, run = Signal(signed(ROW_BITS + 1), reset_less=True), Signal(COLUMN_BITS + 1, reset_less=True)
         elements = Signal(self.write.beat.shape(), name="beat_elements", reset_less=True)
         m.d.comb += [
             to_vmem.eq(load.target[1]),
@@ -723,7 +746,7 @@ class LoadUnit(Block):
         with m.If(emit):
             m.d.sync += [
                 row.eq(pixel.row + Mux(to_vmem, index, 0)),
-                run.eq(load.element + (index << beat_bits)),
+                run.eq(pixel.column + (index << beat_bits)),
                 elements.eq(decoder.o.payload),
             ]
             with m.If(~pixel.real):

@@ -9,9 +9,8 @@ from amaranth.hdl import Array, Cat, Module, Signal
 from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
 
-from lnpu.fgmp.encoder import SramFifo
 from lnpu.hdl import Block, place
-from lnpu.mem.fifo import RegisterFifo
+from lnpu.mem.fifo import RegisterFifo, SramFifo
 from lnpu.vector.skid_buffer import SkidBuffer
 from verif.formal.proof import Fault, Proof
 
