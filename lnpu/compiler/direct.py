@@ -1,6 +1,6 @@
 """Feed-forward and back-propagation of convolutions: output pixels are the rows, weights are resident."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -28,6 +28,9 @@ from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
 __all__ = ["DirectLowering"]
 
+Phase = tuple[list[Axis], list[Axis]]
+"""An output phase: its axes, one for each source phase."""
+
 
 @dataclass(eq=False)
 class _Job:
@@ -38,6 +41,40 @@ class _Job:
     tile: Tile = field(init=False)
     place: int = field(init=False)
     finish: Callable[[], None] = field(init=False)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An output phase in a round: its axes, its first row of partial sums, its (axis, axis, taps, taps) of every source
+    phase and tap group, and the lines and pixels of each job that it has."""
+
+    axes_h: list[Axis]
+    axes_w: list[Axis]
+    psum: int
+    groups: list[tuple]
+    inside: list[tuple[int, int]]
+
+    @property
+    def working(self) -> list[int]:
+        """The jobs that have some."""
+        return [m for m, (lines, pixels) in enumerate(self.inside) if lines > 0 and pixels > 0]
+
+
+def _inside(jobs: Sequence[_Job], axes_h: list[Axis], axes_w: list[Axis]) -> list[tuple[int, int]]:
+    """Lines and pixels of each job in an output phase: the last box may reach beyond one with fewer positions."""
+    return [
+        (
+            min(job.box.lines, axes_h[0].out_count - job.box.line),
+            min(job.box.pixels, axes_w[0].out_count - job.box.pixel),
+        )
+        for job in jobs
+    ]
+
+
+def _joined(axes: Sequence[Axis]) -> range:
+    """Offsets from the lowest to the highest of some axes' taps."""
+    offsets = [offset for axis in axes for _, offset in axis.taps] or [0]
+    return range(min(offsets), max(offsets) + 1)
 
 
 class DirectLowering:
@@ -77,25 +114,23 @@ class DirectLowering:
         self.teams = Teams(self.config, out.block_channels, vmem, vmem_end, 2 * reserve)
         # The epilogue's areas, for tiles in turn.
         self.scratch = self.teams.scratch[:reserve], self.teams.scratch[reserve:]
+        self.phases = [  # of the output, those that some tap reaches
+            (some_h, some_w)
+            for some_h in by_phase(axes_h)
+            for some_w in by_phase(axes_w)
+            if any(axis.taps for axis in some_h) and any(axis.taps for axis in some_w)
+        ]
+        self.all_phases = len(by_phase(axes_h)) * len(by_phase(axes_w))
         self.lattice_h = max(axis.out_count for axis in axes_h)
         self.lattice_w = max(axis.out_count for axis in axes_w)
         self.plan = self._plan(self.teams.count if most_planes is None else most_planes)
-        self.pipeline = Pipeline(program, self.plan.images * self.plan.lines * self.plan.pixels)
+        self.pipeline = Pipeline(program, self.plan.sums, ahead=self._bound_by_loads(self.plan))
 
     def _plan(self, most_planes: int) -> Plan:
         """Tile, tap groups and planes: the fewest cycles of the slowest of cores and LOAD units, and few loads."""
         config, out, step, depth = self.config, self.out, self.step, self.depth
-        axes_h, axes_w, teams = self.axes_h, self.axes_w, self.teams
-        speed_up = speed_up_of(self.source)
-        lattice_h, lattice_w = self.lattice_h, self.lattice_w
-        max_r = max(1, max(len(axis.taps) for axis in axes_h))
-        max_s = max(1, max(len(axis.taps) for axis in axes_w))
-        # Of one output phase, on average.
-        taps = sum(len(axis.taps) for axis in axes_h) * sum(len(axis.taps) for axis in axes_w) / step**2
-        phases = len(axes_h) * len(axes_w) / step**2
-        steps_k = -(-self.source.padded // depth)
-        chunks = len(teams.shares())
-        source = -(-self.source.height // axes_h[0].source_step), -(-self.source.width // axes_w[0].source_step)
+        teams, lattice_h, lattice_w = self.teams, self.lattice_h, self.lattice_w
+        max_r, max_s = self._most_taps()
         per_pixel = out.block_channels // config.beat
         best: tuple[tuple[float, ...], Plan] | None = None
         widths = {lattice_w} | {w for w in range(1, lattice_w) if (w * step) % out.run_pixels == 0}
@@ -112,34 +147,7 @@ class DirectLowering:
 
         def cost(plan: Plan) -> float:
             """Cycles, about."""
-            count, lines, pixels, whole = plan.images, plan.lines, plan.pixels, plan.whole
-            taps_r, taps_s = plan.taps_r, plan.taps_s
-            outputs = count * lines * pixels
-            groups = -(-max_r // taps_r) * -(-max_s // taps_s)
-            reloads = 1 if whole else groups
-            halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
-            loaded = loaded_pixels((lines, pixels), (halo_r, halo_s), source)
-            sparse = phases * reloads * (COMMAND_CYCLES + count * loaded * depth / config.beat)
-            dense = groups * phases * COMMAND_CYCLES + taps * depth * teams.chunk / config.beat
-            of_plane = -(-out.images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels)
-            boxes = min(of_plane, teams.count // plan.planes)  # of a round
-            if plan.planes > 1:
-                rounds = -(-of_plane // boxes) * -(-out.planes // plan.planes) * chunks
-                tiles = boxes * plan.planes
-                dense *= plan.planes
-                sparse *= boxes
-            else:
-                tiles = min(teams.count, of_plane * out.planes)
-                rounds = -(-of_plane * out.planes // teams.count) * chunks
-                if of_plane % teams.count:  # some rounds are of two planes or more
-                    dense *= min(out.planes, 1 + (tiles - 1) / of_plane)
-                sparse *= tiles
-            sparse *= steps_k
-            dense *= steps_k
-            products = steps_k * outputs * taps * depth / speed_up
-            if 2 * outputs > config.psum_rows:  # teams drain one after the other, before they go on
-                drain = COMMAND_CYCLES + outputs * min(config.lanes, out.block_channels) / config.beat
-                products += tiles * drain
+            rounds, products, sparse, dense = self._round_cycles(plan)
             return rounds * (max(products, sparse, dense) + (sparse + dense) / 4)
 
         for taps_r, taps_s in sorted({(max_r, max_s), (1, max_s), (1, 1)}):
@@ -154,12 +162,14 @@ class DirectLowering:
                         outputs = count * lines * pixels
                         if outputs > config.psum_rows or outputs * step * step * per_pixel > teams.area:
                             break
-                        for whole in (True, False):
-                            halo_r, halo_s = (max_r, max_s) if whole else (taps_r, taps_s)
+                        for whole, phases in dict.fromkeys(((True, 1), (False, 1), (True, max(1, len(self.phases))))):
+                            halo_r, halo_s = self._halo(phases) if whole else (taps_r, taps_s)
                             if count * (lines + halo_r - 1) * (pixels + halo_s - 1) > config.rows:
                                 continue
+                            if outputs * phases > config.psum_rows:
+                                continue
                             for planes in (1, *side_by_side):
-                                plan = Plan(count, lines, pixels, taps_r, taps_s, whole, planes)
+                                plan = Plan(count, lines, pixels, taps_r, taps_s, whole, planes, phases)
                                 key = (cost(plan), -outputs)
                                 if best is None or key < best[0]:
                                     best = key, plan
@@ -170,6 +180,65 @@ class DirectLowering:
                 f"{teams.area} vector-memory rows"
             )
         return best[1]
+
+    def _most_taps(self) -> tuple[int, int]:
+        """Taps of a phase, at most."""
+        return max(1, *(len(axis.taps) for axis in self.axes_h)), max(1, *(len(axis.taps) for axis in self.axes_w))
+
+    def _round_cycles(self, plan: Plan) -> tuple[int, float, float, float]:
+        """Output phases of all rounds; of one, cycles, about, of the cores, of the loads of pixels and of those of
+        weights."""
+        config, out, depth, teams = self.config, self.out, self.depth, self.teams
+        axes_h, axes_w = self.axes_h, self.axes_w
+        lattice_h, lattice_w = self.lattice_h, self.lattice_w
+        max_r, max_s = self._most_taps()
+        reached = max(1, len(self.phases))
+        # Of one output phase, on average.
+        taps = sum(len(axis.taps) for axis in axes_h) * sum(len(axis.taps) for axis in axes_w) / reached
+        sources = sum(len(axes) * len(others) for axes, others in self.phases) / reached
+        steps_k = -(-self.source.padded // depth)
+        chunks = len(teams.shares())
+        source = -(-self.source.height // axes_h[0].source_step), -(-self.source.width // axes_w[0].source_step)
+        count, lines, pixels, whole = plan.images, plan.lines, plan.pixels, plan.whole
+        taps_r, taps_s = plan.taps_r, plan.taps_s
+        outputs = count * lines * pixels
+        groups = -(-max_r // taps_r) * -(-max_s // taps_s)
+        reloads = 1 if whole else groups
+        halo = self._halo(plan.phases) if whole else (taps_r, taps_s)
+        loaded = loaded_pixels((lines, pixels), halo, source)
+        sparse = sources * reloads * (COMMAND_CYCLES + count * loaded * depth / config.beat) / plan.phases
+        dense = groups * sources * COMMAND_CYCLES + taps * depth * teams.chunk / config.beat
+        of_plane = -(-out.images // count) * -(-lattice_h // lines) * -(-lattice_w // pixels)
+        boxes = min(of_plane, teams.count // plan.planes)  # of a round
+        if plan.planes > 1:
+            rounds = -(-of_plane // boxes) * -(-out.planes // plan.planes) * chunks
+            tiles = boxes * plan.planes
+            dense *= plan.planes
+            sparse *= boxes
+        else:
+            tiles = min(teams.count, of_plane * out.planes)
+            rounds = -(-of_plane * out.planes // teams.count) * chunks
+            if of_plane % teams.count:  # some rounds are of two planes or more
+                dense *= min(out.planes, 1 + (tiles - 1) / of_plane)
+            sparse *= tiles
+        sparse *= steps_k
+        dense *= steps_k
+        products = steps_k * outputs * taps * depth / speed_up_of(self.source)
+        if 2 * plan.sums > config.psum_rows:  # teams drain one after the other, before they go on
+            drain = COMMAND_CYCLES + outputs * min(config.lanes, out.block_channels) / config.beat
+            products += tiles * drain
+        return rounds * reached, products, sparse, dense
+
+    def _bound_by_loads(self, plan: Plan) -> bool:
+        """Whether a round's loads take longer than its products, by what its plan was chosen by."""
+        _, products, sparse, dense = self._round_cycles(plan)
+        return max(sparse, dense) > products
+
+    def _halo(self, phases: int) -> tuple[int, int]:
+        """Taps whose pixels are loaded together: those of an output phase, or of all."""
+        if phases == 1:
+            return self._most_taps()
+        return len(_joined(self.axes_h)), len(_joined(self.axes_w))
 
     def lower(self, epilogue: Epilogue, after_block: Callable[[int], None] | None) -> None:
         if self.rounding.fp16:
@@ -258,11 +327,12 @@ class DirectLowering:
 
     def _batch(self, jobs: list["_Job"]) -> None:
         """Jobs that the teams work on side by side."""
-        phases = [(axis_h, axis_w) for axis_h in by_phase(self.axes_h) for axis_w in by_phase(self.axes_w)]
-        shares = self.teams.shares()
+        shares, phases = self.teams.shares(), self.phases
+        rounds = [phases] if self.plan.phases > 1 or not phases else [[phase] for phase in phases]
         for share in shares:
-            for axes in phases:
-                self._round(jobs, share, *axes, last=share is shares[-1] and axes is phases[-1])
+            for some in rounds:
+                first, last = share is shares[0] and some is rounds[0], share is shares[-1] and some is rounds[-1]
+                self._round(jobs, share, some, first=first, last=last)
 
     def _tile(self, box: Box, block: int) -> Tile:
         step, out = self.step, self.out
@@ -288,56 +358,47 @@ class DirectLowering:
             for taps_s in cut(axis_w.taps, self.plan.taps_s)
         ]
 
-    def _round(self, jobs: list["_Job"], share: Share, axes_h: list[Axis], axes_w: list[Axis], *, last: bool) -> None:
-        """One output phase of a share of each job's output channels: add up, then drain."""
-        inside = [  # the last box may reach beyond a phase with fewer positions
-            (
-                min(job.box.lines, axes_h[0].out_count - job.box.line),
-                min(job.box.pixels, axes_w[0].out_count - job.box.pixel),
-            )
-            for job in jobs
+    def _round(self, jobs: list["_Job"], share: Share, phases: list[Phase], *, first: bool, last: bool) -> None:
+        """Some output phases of a share of each job's output channels: add up, then drain."""
+        base = self.pipeline.begin_round()
+        sums = self.plan.sums // self.plan.phases
+        parts = [
+            _Part(*phase, base + number * sums, self._groups(*phase), _inside(jobs, *phase))
+            for number, phase in enumerate(phases)
         ]
-        working = [m for m, (lines, pixels) in enumerate(inside) if lines > 0 and pixels > 0]
-        groups = self._groups(axes_h, axes_w)
-        psum = self.pipeline.begin_round()
-        initialise = True
         for k in range(0, self.source.padded, self.depth):
-            for group in groups:
-                self._step(jobs, working, inside, share, k, group, psum, initialise)
-                initialise = False
+            for part in parts:
+                for group in part.groups:
+                    self._step(jobs, parts, part, share, k, group, initialise=k == 0 and group is part.groups[0])
 
-        results = []
-        for m, job in enumerate(jobs):
+        # Where no tap reaches some phases, tiles begin as zeros, each while the one before is drained.
+        to_clear = set(range(len(jobs))) if first and len(self.phases) < self.all_phases else set()
 
-            def drain(m: int = m, job: _Job = job) -> None:
-                for o, (channel, count) in share.items():
-                    self._drain(
-                        self.teams.core(m, o),
-                        job,
-                        channel,
-                        count,
-                        *inside[m],
-                        axes_h[0].out_phase,
-                        axes_w[0].out_phase,
-                        psum,
-                        empty=not groups,
-                    )
+        def drain(m: int) -> None:
+            for n in to_clear & {m, m + 1}:
+                self._clear(jobs[n])
+                to_clear.remove(n)
+            for part in parts:
+                if m in part.working:
+                    for o, (channel, count) in share.items():
+                        self._drain(self.teams.core(m, o), jobs[m], channel, count, part, *part.inside[m])
 
-            results.append(Result(m, drain if m in working else lambda: None, job.finish if last else None))
-        self.pipeline.end_round(results)
+        self.pipeline.end_round(
+            [Result(m, partial(drain, m), job.finish if last else None) for m, job in enumerate(jobs)]
+        )
 
     def _step(
         self,
         jobs: list["_Job"],
-        working: list[int],
-        inside: list[tuple[int, int]],
+        parts: list["_Part"],
+        part: "_Part",
         share: Share,
         k: int,
         group: tuple,
-        psum: int,
+        *,
         initialise: bool,
     ) -> None:
-        """Products of elements `k` and on with the weights of a group of taps."""
+        """Products of elements `k` and on with the weights of a group of taps of a part, one of a round's `parts`."""
         plan, teams = self.plan, self.teams
         axis_h, axis_w, taps_r, taps_s = group
         depth = min(self.depth, self.source.padded - k)
@@ -347,20 +408,27 @@ class DirectLowering:
 
         def load_dense(block: int, o: int) -> None:
             channel, count = share[o]
-            mask = teams.mask([m for m in working if jobs[m].block == block], [o])
+            mask = teams.mask([m for m in part.working if jobs[m].block == block], [o])
             dense_pages[block, o] = self._load_dense(mask, block * BLOCK + channel, count, k, depth, taps_r, taps_s)
 
         def load_source(m: int) -> None:
-            halo_r, halo_s = (axis_h.taps, axis_w.taps) if plan.whole else (taps_r, taps_s)
+            # Offsets of what is loaded together: by taps of a group, of a phase, or of all phases.
+            halo: tuple[Sequence[int], Sequence[int]]
+            if plan.phases > 1:
+                halo = _joined(self.axes_h), _joined(self.axes_w)
+            elif plan.whole:
+                halo = _joined([axis_h]), _joined([axis_w])
+            else:
+                halo = tuple(sorted(f for _, f in taps_r)), tuple(sorted(f for _, f in taps_s))
+            lines, pixels = (max(sizes) for sizes in zip(*(other.inside[m] for other in parts), strict=True))
             # Teams with the same pixels share them, side by side: the first of them loads, the others find them there.
-            same = [n for n in working if jobs[n].box == jobs[m].box] if plan.planes > 1 else [m]
+            same = [n for n in part.working if jobs[n].box == jobs[m].box] if plan.planes > 1 else [m]
             sharing = teams.mask(same, share)
             sparse[m] = self._load_sparse(
-                sharing, jobs[m].box, *inside[m], k, depth, axis_h, axis_w, halo_r, halo_s, taps_r, taps_s
+                sharing, jobs[m].box, lines, pixels, k, depth, axis_h, axis_w, halo, taps_r, taps_s
             )
             if self.mask is not None:
-                mask = teams.mask([m], share)
-                masks[m] = self._load_mask(self.mask, mask, jobs[m], *inside[m], axis_h, axis_w, psum)
+                masks[m] = self._load_masks(self.mask, teams.mask([m], share), jobs[m], m, parts)
 
         def multiply(m: int) -> None:
             block = jobs[m].block
@@ -369,7 +437,7 @@ class DirectLowering:
                 self._multiply(
                     teams.mask([m], [o]),
                     jobs[m].box.images,
-                    *inside[m],
+                    *part.inside[m],
                     geometry,
                     len(taps_r),
                     len(taps_s),
@@ -379,15 +447,16 @@ class DirectLowering:
                     masks.get(m),
                     real_lanes(self.out.channels - block * BLOCK - channel, count),
                     initialise,
-                    psum,
+                    part.psum,
                 )
 
-        blocks = sorted({jobs[m].block for m in working})
+        blocks = sorted({jobs[m].block for m in part.working})
+        source = None if plan.phases > 1 else (axis_h, axis_w) if plan.whole else group
         self.pipeline.step(
             [partial(load_dense, block, o) for block in blocks for o in share],
-            [Product(m, partial(load_source, m), partial(multiply, m)) for m in working],
+            [Product(m, partial(load_source, m), partial(multiply, m)) for m in part.working],
             # Tap groups whose source tiles are the same follow each other.
-            key=(jobs[0].block, jobs[0].box, k, (axis_h, axis_w) if plan.whole else group),
+            key=(jobs[0].block, jobs[0].box, k, source),
         )
 
     def _load_sparse(
@@ -400,14 +469,14 @@ class DirectLowering:
         depth: int,
         axis_h: Axis,
         axis_w: Axis,
-        halo_r: Taps,
-        halo_s: Taps,
+        halo: tuple[Sequence[int], Sequence[int]],
         taps_r: Taps,
         taps_s: Taps,
     ) -> tuple[int, tuple[int, int, int, int, int]]:
-        """Load the box with the halo of the taps `halo`; returns the page and, for the taps `taps`, (rows an image,
-        pitch, first row, steps)."""
-        low_r, low_s = min(f for _, f in halo_r), min(f for _, f in halo_s)
+        """Load the box with a halo of these offsets; returns the page and, for the taps, (rows an image, pitch, first
+        row, steps)."""
+        halo_r, halo_s = halo
+        low_r, low_s = halo_r[0], halo_s[0]
         tall, wide = lines + len(halo_r) - 1, pixels + len(halo_s) - 1
         first_line = (box.line + low_r) * axis_h.source_step + axis_h.source_phase
         first_pixel = (box.pixel + low_s) * axis_w.source_step + axis_w.source_phase
@@ -433,38 +502,40 @@ class DirectLowering:
             load_sparse(self.program, self.cache, self.source, cores, page, box, first, steps, size, k, depth)
         return page, geometry
 
-    def _load_mask(
-        self, mask: Tensor, cores: int, job: "_Job", lines: int, pixels: int, axis_h: Axis, axis_w: Axis, psum: int
-    ) -> int:
-        """Load the mask of a job's outputs of one phase, by the unit that has less to do; returns the page."""
+    def _load_masks(self, mask: Tensor, cores: int, job: "_Job", m: int, parts: list["_Part"]) -> int:
+        """Load the masks of a job's outputs in a round, each by the unit that has less to do; returns the page."""
         box, step = job.box, self.step
-        content = (job.block, box, axis_h.out_phase, axis_w.out_phase, psum)
+        content = (job.block, box, *((part.axes_h[0].out_phase, part.axes_w[0].out_phase, part.psum) for part in parts))
         page, there = self.cache.page("mask", cores, content)
         if there:
             return page
-        target = less_busy(self.program, Target.MASK, Target.MASK_DENSE)
-        self.program.emit(
-            Opcode.LOAD,
-            reads=[self.program.memory(mask)],
-            writes=page_regions("mask", cores, page),
-            **mask.walk(box.image, job.block, box.line * step + axis_h.out_phase),
-            target=target.value,
-            page=page,
-            cores=cores,
-            n_count=box.images,
-            i_count=lines,
-            j_count=pixels,
-            line_i=step,
-            pixel=box.pixel * step + axis_w.out_phase,
-            pixel_j=step,
-            i_end=lines,
-            j_end=pixels,
-            channel_beats=mask.block_channels // self.config.beat,
-            dest=psum,
-            dest_n=lines * pixels,
-            dest_i=pixels,
-            dest_j=1,
-        )
+        for part in parts:
+            if m not in part.working:
+                continue
+            lines, pixels = part.inside[m]
+            target = less_busy(self.program, Target.MASK, Target.MASK_DENSE)
+            self.program.emit(
+                Opcode.LOAD,
+                reads=[self.program.memory(mask)],
+                writes=page_regions("mask", cores, page),
+                **mask.walk(box.image, job.block, box.line * step + part.axes_h[0].out_phase),
+                target=target.value,
+                page=page,
+                cores=cores,
+                n_count=box.images,
+                i_count=lines,
+                j_count=pixels,
+                line_i=step,
+                pixel=box.pixel * step + part.axes_w[0].out_phase,
+                pixel_j=step,
+                i_end=lines,
+                j_end=pixels,
+                channel_beats=mask.block_channels // self.config.beat,
+                dest=part.psum,
+                dest_n=lines * pixels,
+                dest_i=pixels,
+                dest_j=1,
+            )
         return page
 
     def _load_dense(self, cores: int, lane: int, lanes: int, k: int, depth: int, taps_r: Taps, taps_s: Taps) -> int:
@@ -504,28 +575,28 @@ class DirectLowering:
                     element=part * BLOCK + start - lane,
                 )
         else:  # pixel = lane, element = k
-            for r, _ in taps_r:
-                for s, _ in taps_s:
-                    tap = ((r - taps_r[0][0]) // max(1, step_r)) * len(taps_s) + (s - taps_s[0][0]) // max(1, step_s)
-                    self.program.emit(
-                        Opcode.LOAD,
-                        reads=[self.program.memory(weight)],
-                        writes=page_regions("dense", cores, page),
-                        **common,
-                        **weight.walk(0, k // BLOCK, r * self.kernel_width + s),
-                        transpose=1,
-                        n_count=1,
-                        i_count=1,
-                        j_count=lanes,
-                        pixel=lane,
-                        pixel_j=1,
-                        i_end=1,
-                        j_end=lanes,
-                        channel=(k % BLOCK) // beat,
-                        channel_beats=depth // beat,
-                        dest_j=1,
-                        element=tap * depth,
-                    )
+            for row, (r, _) in enumerate(taps_r):
+                self.program.emit(
+                    Opcode.LOAD,
+                    reads=[self.program.memory(weight)],
+                    writes=page_regions("dense", cores, page),
+                    **common,
+                    **weight.walk(0, k // BLOCK, r * self.kernel_width + taps_s[0][0]),
+                    transpose=1,
+                    n_count=1,
+                    i_count=len(taps_s),
+                    j_count=lanes,
+                    line_i=step_s,
+                    pixel=lane,
+                    pixel_j=1,
+                    i_end=len(taps_s),
+                    j_end=lanes,
+                    channel=(k % BLOCK) // beat,
+                    channel_beats=depth // beat,
+                    dest_j=1,
+                    element=row * len(taps_s) * depth,
+                    element_i=depth,
+                )
         return page
 
     def _multiply(
@@ -580,53 +651,26 @@ class DirectLowering:
             kmask=(1 << depth) - 1,
         )
 
-    def _drain(
-        self,
-        core: int,
-        job: "_Job",
-        channel: int,
-        lanes: int,
-        lines: int,
-        pixels: int,
-        phase_h: int,
-        phase_w: int,
-        psum: int,
-        *,
-        empty: bool,
-    ) -> None:
+    def _clear(self, job: "_Job") -> None:
+        """Zeros for a whole tile."""
+        VectorBuilder(self.program).vector(VectorOp.KEEP_POSITIVE, job.place, job.place, 0.0, inner=job.tile.size)
+
+    def _drain(self, core: int, job: "_Job", channel: int, lanes: int, part: "_Part", lines: int, pixels: int) -> None:
         """Round the partial sums of one output phase into the tile, from channel `channel` of its block on."""
         beat, step = self.config.beat, self.step
-        tile, place, box = job.tile, job.place, job.box
+        tile, box = job.tile, job.box
         stride_n, stride_h, stride_w = tile.strides()
-        vmem = place + phase_h * stride_h + phase_w * stride_w + channel // beat
-        count_rows = lanes // beat
-        if empty:  # no tap reaches this phase: its outputs are zero
-            for n in range(box.images):
-                for line in range(lines):
-                    for row in range(count_rows):
-                        self.program.emit(
-                            Opcode.VECTOR,
-                            reads=[VectorBuilder.rows(place, tile.size)],
-                            writes=[VectorBuilder.rows(place, tile.size)],
-                            op=VectorOp.KEEP_POSITIVE.value,
-                            outer=1,
-                            inner=pixels,
-                            b_immediate=1,
-                            dst=vmem + n * stride_n + line * step * stride_h + row,
-                            dst_inner=step * stride_w,
-                            a=place,
-                        )
-            return
+        phase_h, phase_w = part.axes_h[0].out_phase, part.axes_w[0].out_phase
         scale, tensor_out = self.rounding.of(self.out)
         self.program.emit(
             Opcode.DRAIN,
-            reads=psum_regions(1 << core, psum, box.images * lines * pixels),
-            writes=[VectorBuilder.rows(place, tile.size)],
+            reads=psum_regions(1 << core, part.psum, box.images * lines * pixels),
+            writes=[VectorBuilder.rows(job.place, tile.size)],
             core=core,
             count_n=box.images,
             count_h=lines,
             count_w=pixels,
-            lane_beats=count_rows,
+            lane_beats=lanes // beat,
             lanes=real_lanes(self.out.channels - job.block * BLOCK - channel, lanes),
             shift=self.source.scale + self.weight.scale - scale,
             scale=scale if self.rounding.fp16 else 0,
@@ -636,11 +680,11 @@ class DirectLowering:
             fp16=int(self.rounding.fp16),
             saturate=int(self.rounding.saturate),
             masked=int(self.mask is not None),
-            psum=psum,
+            psum=part.psum,
             psum_n=lines * pixels,
             psum_h=pixels,
             psum_w=1,
-            vmem=vmem,
+            vmem=job.place + phase_h * stride_h + phase_w * stride_w + channel // beat,
             vmem_n=stride_n,
             vmem_h=step * stride_h,
             vmem_w=step * stride_w,

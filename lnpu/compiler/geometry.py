@@ -168,6 +168,8 @@ class Plan:
         A tile of the source has the halo of all taps of its phase, so that it serves every group of them.
     planes : int
         Channel blocks of the output that are computed side by side, so that their tiles share pixels of the source.
+    phases : int
+        Output phases (of a strided BP) whose sums are added up together, so that they share pixels of the source.
     """
 
     images: int
@@ -177,6 +179,12 @@ class Plan:
     taps_s: int
     whole: bool
     planes: int = 1
+    phases: int = 1
+
+    @property
+    def sums(self) -> int:
+        """Partial-sum rows of a tile."""
+        return self.images * self.lines * self.pixels * self.phases
 
 
 def boxes_of(sizes: tuple[int, int, int], images: int, lattice_h: int, lattice_w: int) -> Iterator[Box]:

@@ -8,9 +8,10 @@ sequence of *steps*, in which a team works on what its buffers hold at a time.
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from lnpu.compiler.program import Emission, Program, merged
-from lnpu.ctrl.commands import Opcode
+from lnpu.compiler.program import Emission, Program, Region, merged
+from lnpu.ctrl.commands import Opcode, Unit, unit_of
 
 __all__ = ["Pipeline", "Product", "Result"]
 
@@ -61,15 +62,22 @@ class Pipeline:
     sums : int
         Rows of partial sums in a round. With room for two rounds' in the store, a team drains one while it adds up the
         next; otherwise it drains just before.
+    ahead : bool
+        The first load of each LOAD unit in a step comes before the MULTIPLYs of the step before, so that the units go
+        on while these wait for their data. That is for steps whose loads take longer than their products: in others,
+        cores would wait for MULTIPLYs behind a load that waits for its page.
     """
 
-    def __init__(self, program: Program, sums: int) -> None:
-        self.program = program
+    def __init__(self, program: Program, sums: int, *, ahead: bool) -> None:
+        self.program, self.ahead = program, ahead
         self.double = 2 * sums <= program.config.psum_rows
         self._bases = [0, sums] if self.double else [0]
         self._rounds = [_Round()]
         self._begun = False
         self._results: list[Result] = []  # of the round before; not yet drained
+        self._due: list[Emit] = []  # what follows the loads of the last step
+        self._due_reads: list[Region] = []  # of its MULTIPLYs
+        self._units_ahead: set[Unit] = set()  # whose next load has come before it
         self._background: deque[Emission] = deque()
         self._loads_left = 0  # of this round, about
         self._stores: list[Emission] = []  # of the last epilogue: they come after the next one's computation
@@ -114,8 +122,8 @@ class Pipeline:
                 index += 1
                 if index == ahead:
                     fetched = 0
-            self._flush()
-            self._results = list(round_.results)
+            self._defer(partial(self._end, round_.results))
+        self._release()
 
     def _step(self, step: _Step, *, alone: bool) -> None:
         """A step; `alone` in its round: no other one has loads for results to leave beside."""
@@ -125,24 +133,48 @@ class Pipeline:
             self._begun = True
             for product in step.products:
                 product.load()
-                self._multiply([product])
+                self._multiply([self.program.record(product.multiply)])
             return
         for product in step.products:
             self._load(product.load)
+        self._release()
+        multiplies = [self.program.record(product.multiply) for product in step.products]
+        self._due_reads = [region for some in multiplies for emission in some for region in emission.reads]
+        self._defer(partial(self._compute, [product.team for product in step.products], multiplies, alone))
+
+    def _compute(self, teams: Sequence[int], multiplies: Sequence[list[Emission]], alone: bool) -> None:
+        """The MULTIPLYs of a step, a list of them for each team."""
         if self.double or not self._results:
-            self._multiply(step.products)
+            self._multiply(multiplies)
         else:
-            for product in step.products:
-                self._drain(product.team)
-                self._multiply([product])
+            for team, own in zip(teams, multiplies, strict=True):
+                self._drain(team)
+                self._multiply([own])
                 if alone:
                     self._play_background()
         self._to_background()
 
-    def _multiply(self, products: Sequence[Product]) -> None:
+    def _multiply(self, multiplies: Sequence[list[Emission]]) -> None:
         """MULTIPLYs of some teams; cores that do the same share one."""
-        emissions = [emission for product in products for emission in self.program.record(product.multiply)]
-        self.program.play(merged(emissions))
+        self.program.play(merged(emission for own in multiplies for emission in own))
+
+    def _end(self, results: Sequence[Result]) -> None:
+        """The end of a round."""
+        self._flush()
+        self._results = list(results)
+
+    def _defer(self, emit: Emit) -> None:
+        """Emit this when the next step's first loads are there."""
+        self._due.append(emit)
+        if not self.ahead:
+            self._release()
+
+    def _release(self) -> None:
+        for emit in self._due:
+            emit()
+        self._due.clear()
+        self._due_reads.clear()
+        self._units_ahead.clear()
 
     def _prefetch(self, products: Sequence[Product], fetched: int, steps: int) -> int:
         """Emit some loads of the next key, of which `fetched` are there and all must be after `steps` such calls;
@@ -166,9 +198,15 @@ class Pipeline:
     def _load(self, load: Emit) -> None:
         """A load, and its share of the drains and epilogues that are due."""
         loads = self.program.record(load)
-        self.program.play(loads)
         if not loads:  # it is there already
             return
+        for emission in loads:
+            unit = unit_of(emission.opcode, emission.fields)
+            used = any(mine.overlaps(theirs) for mine in emission.writes for theirs in self._due_reads)
+            if used or unit in self._units_ahead:
+                self._release()
+            self._units_ahead.add(unit)
+            self.program.play([emission])
         for _ in range(-(-len(self._background) // max(1, self._loads_left))):
             self.program.play([self._background.popleft()])
         self._loads_left -= 1

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
+from math import ceil, prod
 
 from lnpu.compiler.buffers import (
     PageCache,
@@ -127,38 +128,21 @@ class WeightGradLowering:
         self.loaded = power_of_two(min(x.padded, BLOCK, config.rows))  # channels of x in a core at a time
         self._per_pixel = out.block_channels // config.beat  # rows of the vector memory
         self.plan = self._plan(self.teams.area // self._per_pixel)
-        self.pipeline = Pipeline(program, self.plan.sums)
+        self.pipeline = Pipeline(program, self.plan.sums, ahead=self._bound_by_loads(self.plan))
         self.cache = PageCache()
 
     def _plan(self, budget: int) -> _Plan:
         """The fewest cycles of the slower of cores and LOAD. `budget`: pixels of `out` that an area holds."""
         config, out = self.config, self.out
-        max_r = max(1, max(len(axis.taps) for axis in self.axes_h))
-        max_s = max(1, max(len(axis.taps) for axis in self.axes_w))
-        phases = len(self.axes_h) * len(self.axes_w)
+        max_r, max_s = self._most_taps()
         least = min(out.width, max(config.beat, out.run_pixels))  # a tile holds whole runs
-        teams, chunks = self.teams, len(self.teams.shares())
-        parts = -(-self.x.padded // self.loaded)
         best: tuple[tuple[float, int], _Plan] | None = None
 
         def cost(plan: _Plan) -> float:
             """Cycles, about."""
-            images, lines, pixels = plan.box
-            halo_r, halo_s = plan.halo
-            taps_r, taps_s = plan.taps
-            boxes = self._boxes_in_all(plan)
-            together = -(-halo_r // taps_r) * -(-halo_s // taps_s) * -(-self.loaded // plan.channels)
-            jobs = out.planes * parts * phases * -(-max_r // halo_r) * -(-max_s // halo_s) * together
-            rounds = -(-jobs // teams.count) * chunks
-            side_by_side = min(teams.count, jobs)
-            sources: float = -(-side_by_side // together)
-            if side_by_side % together and together % side_by_side:
-                sources += 0.5  # jobs of a round that begin in the middle
-            x, dy = self._load_cycles(plan)
-            x *= sources
-            products = COMMAND_CYCLES / 2 + plan.sums * (0.5 + images * lines * pixels / speed_up_of(self.x))
-            drain = self._drain_cycles(plan)
-            drains = side_by_side * teams.size * drain
+            rounds, side_by_side, products, x, dy = self._box_cycles(plan)
+            boxes, drain = self._boxes_in_all(plan), self._drain_cycles(plan)
+            drains = side_by_side * self.teams.size * drain
             sums = boxes * max(products, x, dy)
             if 2 * plan.sums > config.psum_rows:  # teams drain one after the other, before they go on
                 sums += max(drain, drains - products)
@@ -182,6 +166,39 @@ class WeightGradLowering:
                 f"{config.rows} sparse rows and {budget} pixels of the vector memory"
             )
         return best[1]
+
+    def _most_taps(self) -> tuple[int, int]:
+        """Taps of a phase, at most."""
+        return max(1, *(len(axis.taps) for axis in self.axes_h)), max(1, *(len(axis.taps) for axis in self.axes_w))
+
+    def _box_cycles(self, plan: _Plan) -> tuple[int, int, float, float, float]:
+        """Rounds, and jobs of one; of a box, cycles, about, of the cores and of the loads of x and of dy."""
+        teams = self.teams
+
+        def of_axes(axes: list[Axis], halo: int, taps: int) -> tuple[int, int]:
+            """What is loaded of a side of the kernel, and the jobs that this is for."""
+            halos = [len(some) for axis in axes for some in cut(axis.taps, halo)]
+            return max(1, len(halos)), max(1, sum(-(-count // taps) for count in halos))
+
+        (loads_h, jobs_h), (loads_w, jobs_w) = map(of_axes, (self.axes_h, self.axes_w), plan.halo, plan.taps)
+        sources_of_block = -(-self.x.padded // self.loaded) * loads_h * loads_w
+        of_block = -(-self.x.padded // self.loaded) * jobs_h * jobs_w * -(-self.loaded // plan.channels)
+        jobs = self.out.planes * of_block
+        side_by_side = min(teams.count, jobs)
+        together = of_block / sources_of_block  # jobs with the same pixels of x
+        sources: float = ceil(side_by_side / together)
+        if side_by_side % together and together % side_by_side:
+            sources += 0.5  # jobs of a round that begin in the middle
+        sources = min(sources, sources_of_block)  # jobs of several blocks of dy share x
+        x, dy = self._load_cycles(plan)
+        products = COMMAND_CYCLES / 2 + plan.sums * (0.5 + prod(plan.box) / speed_up_of(self.x))
+        rounds = -(-jobs // teams.count) * len(teams.shares())
+        return rounds, side_by_side, products, sources * x, ceil(side_by_side / of_block) * dy
+
+    def _bound_by_loads(self, plan: _Plan) -> bool:
+        """Whether a box's loads take longer than its products, by what its plan was chosen by."""
+        *_, products, x, dy = self._box_cycles(plan)
+        return max(x, dy) > products
 
     def _boxes_in_all(self, plan: _Plan) -> int:
         images, lines, pixels = plan.box

@@ -330,6 +330,82 @@ def test_tiles_take_turns(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(teams) - min(teams) < max(fixed) - min(fixed)
 
 
+@pytest.mark.parametrize("name", ["tiny", "paper, 3 cores"])
+def test_loads_ahead(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each unit's first load of a step before the MULTIPLYs of the step before, or behind them; the results are the
+    same, and MULTIPLYs wait for idle LOAD units less often."""
+    idle, queued = [], []
+    for ahead in (False, True):
+        for lowering in (DirectLowering, WeightGradLowering):
+            monkeypatch.setattr(lowering, "_bound_by_loads", lambda self, plan, ahead=ahead: ahead)
+        commands = []
+        for seed, shape in enumerate((
+            Convolution(1, 150, 1, 1, 200, 1, 1),
+            Convolution(3, 70, 7, 9, 130, 3, 3, 1, 1),
+            Convolution(2, 130, 9, 9, 66, 3, 3, 2, 1),
+        )):  # fmt: skip
+            policies = dict.fromkeys(("x", "w", "dy", "y", "dx", "dw"), Policy())
+            job = ConvolutionJob(CONFIGS[name], shape, policies, np.random.default_rng(seed), masked=True)
+            run_on_model(job)
+            commands += [command.fields for command in job.program.commands if command.opcode is Opcode.MULTIPLY]
+        loads = 1 << Unit.LOAD | 1 << Unit.LOAD_DENSE
+        idle.append(sum(bool(fields["wait_units"] & loads) for fields in commands))
+        queued.append(sum(bool(fields["wait_unit_queues"] & loads) for fields in commands))
+    assert idle[1] < idle[0] / 2 and queued[1] > queued[0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ["tiny", "paper, 3 cores"])
+def test_output_phases_together(name: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strided BP whose output phases are added up in one round share the pixels of dy; the results are those of a round
+    for each phase."""
+    config, cycles = CONFIGS[name], DirectLowering._round_cycles
+    pixels = {False: 0, True: 0}
+    for seed, shape in enumerate((
+        Convolution(2, 70, 9, 7, 130, 3, 3, 2, 1),
+        Convolution(1, 16, 8, 8, 70, 2, 3, 2, 0),
+        Convolution(2, 8, 5, 10, 20, 7, 5, 3, 2),
+        Convolution(2, 8, 5, 10, 20, 1, 2, 2),
+    )):  # fmt: skip
+        for together in (False, True):
+            plans: list[DirectLowering] = []
+
+            def chosen(self: DirectLowering, plan: Plan, together: bool = together, plans: list = plans) -> tuple:
+                rounds, *rest = cycles(self, plan)
+                plans.append(self)
+                return rounds if (plan.phases > 1) is together else 1000 * rounds, *rest
+
+            monkeypatch.setattr(DirectLowering, "_round_cycles", chosen)
+            policies = dict.fromkeys(("x", "w", "dy", "y", "dx", "dw"), Policy())
+            rng = np.random.default_rng(seed)
+            job = ConvolutionJob(config, shape, policies, rng, phases=("bp",), masked=masked)
+            run_on_model(job)
+            assert (plans[0].plan.phases > 1) is together
+            pixels[together] += sum(
+                command.fields["n_count"] * command.fields["i_count"] * command.fields["j_count"]
+                for command in job.program.commands
+                if command.opcode is Opcode.LOAD and command.fields["target"] == Target.SPARSE.value
+            )
+    assert pixels[True] < 0.7 * pixels[False]
+
+
+@pytest.mark.parametrize("phase", ["bp", "wg"])
+def test_strided_1x1_on_many_cores(phase: str) -> None:
+    """A 1x1 kernel of stride 2 sees one pixel of four, which must not be taken for four kernels' work."""
+    config, shape = PAPER.replace(name="half", cores=6), Convolution(2, 64, 8, 8, 128, 1, 1, 2)
+    policies = dict.fromkeys(("x", "w", "dy", "y", "dx", "dw"), Policy())
+    job = ConvolutionJob(config, shape, policies, np.random.default_rng(3), phases=(phase,))
+    run_on_model(job)
+    used = 0
+    for command in job.program.commands:
+        if command.opcode is Opcode.MULTIPLY:
+            used |= command.fields["cores"]
+    assert used.bit_count() >= 4
+    zeros = [command for command in job.program.commands if command.opcode is Opcode.VECTOR]
+    stores = [command for command in job.program.commands if command.opcode is Opcode.STORE]
+    assert len(zeros) == (len(stores) if phase == "bp" else 0)
+
+
 @pytest.mark.parametrize("sum_rows", [128, 24, 8])
 def test_channel_blocks_side_by_side(sum_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many channel blocks in a round as may be, whether that is fast or not: of single layers, with sums, and where
