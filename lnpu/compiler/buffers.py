@@ -109,6 +109,7 @@ def load_sparse(
     channel: int,
     channels: int,
     *,
+    pitch: int | None = None,
     transpose: bool = False,
 ) -> None:
     """Load the haloed part of a box into a page of the sparse buffers, row by row of `size` lines and pixels.
@@ -123,17 +124,20 @@ def load_sparse(
         Lines and pixels of the tensor from one row to the next.
     channel, channels : int
         Which channels, all in one block.
+    pitch : int
+        Rows from one line to the next, if that is not the line's pixels.
     transpose : bool
         Rows are channels and elements pixels, instead of the other way round.
     """
+    pitch = size[1] if pitch is None else pitch
     (line, pixel), (tall, wide), beat = first, size, program.config.beat
     i_first, i_end = inside(line, steps[0], tall, tensor.height)
     j_first, j_end = inside(pixel, steps[1], wide, tensor.width)
     counts, dest = size, 0
-    if cache.padded(cores, page, (box.images, size, i_first, i_end, j_first, j_end, channels, transpose)):
+    if cache.padded(cores, page, (box.images, size, pitch, i_first, i_end, j_first, j_end, channels, transpose)):
         if i_first == i_end or j_first == j_end:
             return
-        dest = i_first * wide + j_first
+        dest = i_first * pitch + j_first
         line, pixel = line + i_first * steps[0], pixel + j_first * steps[1]
         counts = i_end - i_first, j_end - j_first
         i_first, i_end, j_first, j_end = 0, counts[0], 0, counts[1]
@@ -159,7 +163,7 @@ def load_sparse(
         channel=(channel % BLOCK) // beat,
         channel_beats=channels // beat,
         dest=dest,
-        dest_n=tall * wide,
-        dest_i=wide,
+        dest_n=tall * pitch,
+        dest_i=pitch,
         dest_j=1,
     )

@@ -90,7 +90,7 @@ class _Job:
         """Partial-sum rows."""
         return len(self.taps_r) * len(self.taps_s) * self.channels
 
-    def pitch(self, box: Box) -> tuple[int, int]:
+    def size(self, box: Box) -> tuple[int, int]:
         """Lines and pixels of a box with the halo."""
         return box.lines + len(self.halo_r) - 1, box.pixels + len(self.halo_s) - 1
 
@@ -373,10 +373,10 @@ class WeightGradLowering:
         """Products of the pixels of a box, with a share of each job's output channels."""
         teams = self.teams
         sources: dict[tuple, list[int]] = {}  # what is loaded of x -> teams
-        errors: dict[tuple[int, tuple[int, int]], list[int]] = {}  # (block, pitch) of dy -> teams
+        errors: dict[tuple[int, tuple[int, int]], list[int]] = {}  # (block, pitches) of dy -> teams
         for m, job in enumerate(jobs):
             sources.setdefault(job.source(), []).append(m)
-            errors.setdefault((job.block, job.pitch(box)), []).append(m)
+            errors.setdefault((job.block, self._pitches(job, box)), []).append(m)
         x_pages: dict[int, int] = {}  # of a team
         dy_pages: dict[tuple[int, int], int] = {}  # of a team and a core in it
 
@@ -384,9 +384,9 @@ class WeightGradLowering:
             page = self._load_x(teams.mask(members, share), box, jobs[members[0]])
             x_pages.update(dict.fromkeys(members, page))
 
-        def load_dy(block: int, pitch: tuple[int, int], members: list[int], o: int) -> None:
+        def load_dy(block: int, pitches: tuple[int, int], members: list[int], o: int) -> None:
             channel, count = share[o]
-            page = self._load_dy(teams.mask(members, [o]), box, *pitch, block * BLOCK + channel, count)
+            page = self._load_dy(teams.mask(members, [o]), box, *pitches, block * BLOCK + channel, count)
             dy_pages.update({(m, o): page for m in members})
 
         def multiply(m: int) -> None:
@@ -405,12 +405,12 @@ class WeightGradLowering:
     def _multiply(
         self, cores: int, job: _Job, box: Box, x_page: int, dy_page: int, lanes: int, psum: int, initialise: bool
     ) -> None:
-        tall, wide = job.pitch(box)
+        per_image, pitch = self._pitches(job, box)
         window = 0  # the pixels of dy, in the pitch of x
         for n in range(box.images):
             for line in range(box.lines):
-                window |= ((1 << box.pixels) - 1) << (n * tall * wide + line * wide)
-        shift = job.at_r * wide + job.at_s
+                window |= ((1 << box.pixels) - 1) << (n * per_image + line * pitch)
+        shift = job.at_r * pitch + job.at_s
         self.program.emit(
             Opcode.MULTIPLY,
             reads=page_regions("sparse", cores, x_page) + page_regions("dense", cores, dy_page),
@@ -432,21 +432,30 @@ class WeightGradLowering:
             psum_r=len(job.taps_s) * job.channels,
             psum_s=job.channels,
             dense=-shift,
-            dense_r=-wide,
+            dense_r=-pitch,
             dense_s=-1,
             shift=shift,
-            shift_r=wide if len(job.taps_r) > 1 else 0,
+            shift_r=pitch if len(job.taps_r) > 1 else 0,
             shift_s=1,
             kmask=window,
         )
 
+    def _pitches(self, job: _Job, box: Box) -> tuple[int, int]:
+        """Elements from one image to the next, and from one line to the next. Odd where there is room: then lines of an
+        odd number of pixels (at the border of images, where a tap sees padding) begin at even and at odd elements in
+        turn, so that there are as many pairs of FP8 elements as may be."""
+        tall, wide = job.size(box)
+        if box.images * tall * (wide | 1) <= min(self.config.depth, self.config.dense_rows):
+            wide |= 1
+        return tall * wide, wide
+
     def _load_x(self, cores: int, box: Box, job: _Job) -> int:
         """Columns of x: sparse row = channel, element = pixel of the haloed box."""
         axis_h, axis_w = job.axis_h, job.axis_w
-        tall, wide = job.pitch(box)
+        (tall, wide), (_, pitch) = job.size(box), self._pitches(job, box)
         first_line = (box.line + job.halo_r[0][1]) * axis_h.source_step + axis_h.source_phase
         first_pixel = (box.pixel + job.halo_s[0][1]) * axis_w.source_step + axis_w.source_phase
-        content = (box, first_line, first_pixel, tall, wide, job.base)
+        content = (box, first_line, first_pixel, tall, wide, pitch, job.base)
         page, there = self.cache.page("sparse", cores, content)
         if not there:
             first, steps = (first_line, first_pixel), (axis_h.source_step, axis_w.source_step)
@@ -464,13 +473,14 @@ class WeightGradLowering:
                 size,
                 job.base,
                 channels,
+                pitch=pitch,
                 transpose=True,
             )
         return page
 
-    def _load_dy(self, cores: int, box: Box, tall: int, wide: int, lane: int, lanes: int) -> int:
+    def _load_dy(self, cores: int, box: Box, per_image: int, pitch: int, lane: int, lanes: int) -> int:
         """dy in the pitch of x: dense row = pixel, lane = output channel."""
-        page, there = self.cache.page("dense", cores, (box, tall, wide, lane))
+        page, there = self.cache.page("dense", cores, (box, per_image, pitch, lane))
         if not there:
             dy, beat = self.dy, self.config.beat
             for part, start, count in block_parts(lane, lanes):
@@ -492,8 +502,8 @@ class WeightGradLowering:
                     j_end=box.pixels,
                     channel=start // beat,
                     channel_beats=count // beat,
-                    dest_n=tall * wide,
-                    dest_i=wide,
+                    dest_n=per_image,
+                    dest_i=pitch,
                     dest_j=1,
                     element=part * BLOCK + start - lane,
                 )

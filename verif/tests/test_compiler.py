@@ -389,6 +389,22 @@ def test_output_phases_together(name: str, masked: bool, monkeypatch: pytest.Mon
     assert pixels[True] < 0.7 * pixels[False]
 
 
+def test_pairs_at_borders() -> None:
+    """Weight gradients of FP8 images as small as a box: lines at the border have an odd number of pixels, and an odd
+    pitch lets even and odd elements of a visit be as many, all but one."""
+    policies = dict.fromkeys(("x", "w", "dy", "y", "dx", "dw"), POLICIES["fp8"])
+    shape = Convolution(2, 64, 4, 8, 64, 3, 3, 1, 1)
+    job = ConvolutionJob(
+        PAPER.replace(name="quarter", cores=3), shape, policies, np.random.default_rng(4), phases=("wg",)
+    )
+    run_on_model(job)
+    found = [command.fields for command in job.program.commands if command.opcode is Opcode.MULTIPLY]
+    assert found and all(fields["shift_r"] % 2 or fields["count_r"] == 1 for fields in found)
+    windows = {fields["kmask"] for fields in found}
+    lines = [window for window in windows if window.bit_count() > 8]
+    assert lines and all(window >> 11 & 0xFF == 0xFF for window in lines)
+
+
 @pytest.mark.parametrize("phase", ["bp", "wg"])
 def test_strided_1x1_on_many_cores(phase: str) -> None:
     """A 1x1 kernel of stride 2 sees one pixel of four, which must not be taken for four kernels' work."""
