@@ -136,7 +136,7 @@ class WeightGradLowering:
         config, out = self.config, self.out
         max_r, max_s = self._most_taps()
         least = min(out.width, max(config.beat, out.run_pixels))  # a tile holds whole runs
-        best: tuple[tuple[float, int], _Plan] | None = None
+        best: tuple[tuple[float, int, int], _Plan] | None = None
 
         def cost(plan: _Plan) -> float:
             """Cycles, about."""
@@ -156,7 +156,7 @@ class WeightGradLowering:
                         if taps_r * taps_s * channels <= min(config.psum_rows, budget):
                             for box in self._boxes(halo):
                                 plan = _Plan(halo, (taps_r, taps_s), channels, box)
-                                key = (cost(plan), -channels)
+                                key = (cost(plan), -channels, -taps_r)  # taps in a column measured faster
                                 if best is None or key < best[0]:
                                     best = key, plan
                         channels //= 2
