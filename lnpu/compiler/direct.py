@@ -16,7 +16,7 @@ from lnpu.compiler.buffers import (
     real_lanes,
     speed_up_of,
 )
-from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cut, pairs_inside
+from lnpu.compiler.geometry import Axis, Box, Plan, Taps, boxes_of, by_phase, cut, most_taps, pairs_inside
 from lnpu.compiler.pipeline import Pipeline, Product, Result
 from lnpu.compiler.program import COMMAND_CYCLES, Program
 from lnpu.compiler.rounding import Epilogue, Rounding
@@ -130,7 +130,7 @@ class DirectLowering:
         """Tile, tap groups and planes: the fewest cycles of the slowest of cores and LOAD units, and few loads."""
         config, out, step, depth = self.config, self.out, self.step, self.depth
         teams, lattice_h, lattice_w = self.teams, self.lattice_h, self.lattice_w
-        max_r, max_s = self._most_taps()
+        max_r, max_s = most_taps(self.axes_h), most_taps(self.axes_w)
         per_pixel = out.block_channels // config.beat
         best: tuple[tuple[float, ...], Plan] | None = None
         widths = {lattice_w} | {w for w in range(1, lattice_w) if (w * step) % out.run_pixels == 0}
@@ -181,17 +181,13 @@ class DirectLowering:
             )
         return best[1]
 
-    def _most_taps(self) -> tuple[int, int]:
-        """Taps of a phase, at most."""
-        return max(1, *(len(axis.taps) for axis in self.axes_h)), max(1, *(len(axis.taps) for axis in self.axes_w))
-
     def _round_cycles(self, plan: Plan) -> tuple[int, float, float, float]:
         """Output phases of all rounds; of one, cycles, about, of the cores, of the loads of pixels and of those of
         weights."""
         config, out, depth, teams = self.config, self.out, self.depth, self.teams
         axes_h, axes_w = self.axes_h, self.axes_w
         lattice_h, lattice_w = self.lattice_h, self.lattice_w
-        max_r, max_s = self._most_taps()
+        max_r, max_s = most_taps(self.axes_h), most_taps(self.axes_w)
         reached = max(1, len(self.phases))
         # Of one output phase, on average.
         taps = sum(len(axis.taps) for axis in axes_h) * sum(len(axis.taps) for axis in axes_w) / reached
@@ -237,7 +233,7 @@ class DirectLowering:
     def _halo(self, phases: int) -> tuple[int, int]:
         """Taps whose pixels are loaded together: those of an output phase, or of all."""
         if phases == 1:
-            return self._most_taps()
+            return most_taps(self.axes_h), most_taps(self.axes_w)
         return len(_joined(self.axes_h)), len(_joined(self.axes_w))
 
     def lower(self, epilogue: Epilogue, after_block: Callable[[int], None] | None) -> None:

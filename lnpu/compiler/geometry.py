@@ -131,6 +131,11 @@ def _useful(taps: Taps, count: int, size: int, phase: int, step: int) -> Taps:
     return tuple((r, offset) for r, offset in taps if max(0, -offset) < min(count, lattice - offset))
 
 
+def most_taps(axes: list[Axis]) -> int:
+    """Taps of an axis, at most; 1 where there are none."""
+    return max(1, *(len(axis.taps) for axis in axes))
+
+
 def cut(taps: Taps, size: int) -> list[Taps]:
     return [taps[i : i + size] for i in range(0, len(taps), size)]
 

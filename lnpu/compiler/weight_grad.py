@@ -17,7 +17,7 @@ from lnpu.compiler.buffers import (
     real_lanes,
     speed_up_of,
 )
-from lnpu.compiler.geometry import Axis, Box, Convolution, Taps, boxes_of, cut, forward_axes, pairs_inside
+from lnpu.compiler.geometry import Axis, Box, Convolution, Taps, boxes_of, cut, forward_axes, most_taps, pairs_inside
 from lnpu.compiler.pipeline import Pipeline, Product, Result
 from lnpu.compiler.program import COMMAND_CYCLES, Program
 from lnpu.compiler.rounding import Epilogue, Rounding
@@ -134,7 +134,7 @@ class WeightGradLowering:
     def _plan(self, budget: int) -> _Plan:
         """The fewest cycles of the slower of cores and LOAD. `budget`: pixels of `out` that an area holds."""
         config, out = self.config, self.out
-        max_r, max_s = self._most_taps()
+        max_r, max_s = most_taps(self.axes_h), most_taps(self.axes_w)
         least = min(out.width, max(config.beat, out.run_pixels))  # a tile holds whole runs
         best: tuple[tuple[float, int, int], _Plan] | None = None
 
@@ -166,10 +166,6 @@ class WeightGradLowering:
                 f"{config.rows} sparse rows and {budget} pixels of the vector memory"
             )
         return best[1]
-
-    def _most_taps(self) -> tuple[int, int]:
-        """Taps of a phase, at most."""
-        return max(1, *(len(axis.taps) for axis in self.axes_h)), max(1, *(len(axis.taps) for axis in self.axes_w))
 
     def _box_cycles(self, plan: _Plan) -> tuple[int, int, float, float, float]:
         """Rounds, and jobs of one; of a box, cycles, about, of the cores and of the loads of x and of dy."""
