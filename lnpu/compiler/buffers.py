@@ -109,7 +109,7 @@ def load_sparse(
     channel: int,
     channels: int,
     *,
-    pitch: int | None = None,
+    pitches: tuple[int, int] | None = None,
     transpose: bool = False,
 ) -> None:
     """Load the haloed part of a box into a page of the sparse buffers, row by row of `size` lines and pixels.
@@ -124,17 +124,17 @@ def load_sparse(
         Lines and pixels of the tensor from one row to the next.
     channel, channels : int
         Which channels, all in one block.
-    pitch : int
-        Rows from one line to the next, if that is not the line's pixels.
+    pitches : (int, int)
+        Rows from one image to the next, and from one line to the next, if they do not follow each other.
     transpose : bool
         Rows are channels and elements pixels, instead of the other way round.
     """
-    pitch = size[1] if pitch is None else pitch
     (line, pixel), (tall, wide), beat = first, size, program.config.beat
+    image_pitch, pitch = (tall * wide, wide) if pitches is None else pitches
     i_first, i_end = inside(line, steps[0], tall, tensor.height)
     j_first, j_end = inside(pixel, steps[1], wide, tensor.width)
     counts, dest = size, 0
-    if cache.padded(cores, page, (box.images, size, pitch, i_first, i_end, j_first, j_end, channels, transpose)):
+    if cache.padded(cores, page, (box.images, size, image_pitch, pitch, i_first, i_end, j_first, j_end, channels, transpose)):
         if i_first == i_end or j_first == j_end:
             return
         dest = i_first * pitch + j_first
@@ -163,7 +163,7 @@ def load_sparse(
         channel=(channel % BLOCK) // beat,
         channel_beats=channels // beat,
         dest=dest,
-        dest_n=tall * pitch,
+        dest_n=image_pitch,
         dest_i=pitch,
         dest_j=1,
     )

@@ -27,7 +27,7 @@ class Product:
     """What a team of cores does in a step: a load for it alone, then its MULTIPLYs, one a core."""
 
     team: int
-    load: Emit
+    load: Emit | None
     multiply: Emit
 
 
@@ -112,7 +112,8 @@ class Pipeline:
             self._loads_left = 0
             for step in round_.steps:
                 new = step.key is None or step.key != key
-                self._loads_left += len(step.shared) + (len(step.products) if new else 0)
+                own = sum(product.load is not None for product in step.products) if new else 0
+                self._loads_left += len(step.shared) + own
                 key = step.key
             for step in round_.steps:
                 self._step(step, alone=len(round_.steps) == 1)
@@ -132,11 +133,13 @@ class Pipeline:
         if not self._begun:  # nothing computes yet: each team begins as soon as it can
             self._begun = True
             for product in step.products:
-                product.load()
+                if product.load is not None:
+                    product.load()
                 self._multiply([self.program.record(product.multiply)])
             return
         for product in step.products:
-            self._load(product.load)
+            if product.load is not None:
+                self._load(product.load)
         self._release()
         multiplies = [self.program.record(product.multiply) for product in step.products]
         self._due_reads = [region for some in multiplies for emission in some for region in emission.reads]
@@ -181,7 +184,8 @@ class Pipeline:
         returns how many are there then."""
         count = -(-(len(products) - fetched) // steps)
         for product in products[fetched : fetched + count]:
-            self._load(product.load)
+            if product.load is not None:
+                self._load(product.load)
         return fetched + count
 
     def _flush(self) -> None:

@@ -1,9 +1,9 @@
 """Weight gradients of convolutions: input channels and taps are the rows, pixels are summed over, dy is resident."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import product, zip_longest
 from math import ceil, prod
 
 from lnpu.compiler.buffers import (
@@ -23,7 +23,7 @@ from lnpu.compiler.program import COMMAND_CYCLES, Program
 from lnpu.compiler.rounding import Epilogue, Rounding
 from lnpu.compiler.teams import Share, Teams
 from lnpu.compiler.tensor import Tensor
-from lnpu.compiler.tiles import Tile, VectorBuilder
+from lnpu.compiler.tiles import Tile, VectorBuilder, inside
 from lnpu.config import BLOCK
 from lnpu.ctrl.commands import Opcode, Target, VectorOp
 
@@ -61,6 +61,34 @@ class _Plan:
     def sums(self) -> int:
         """Partial-sum rows of a job."""
         return self.taps[0] * self.taps[1] * self.channels
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the pixels of a box with its halo are in a row of the sparse buffers.
+
+    Attributes
+    ----------
+    images, tall, wide : int
+        Of the box.
+    image : int
+        Lines from one image to the next.
+    line : int
+        Elements from one line to the next. Odd where there is room: then lines of an odd number of pixels (at the
+        border of images, where a tap sees padding) begin at even and at odd elements in turn, so that there are as many
+        pairs of FP8 elements as may be.
+    """
+
+    images: int
+    tall: int
+    wide: int
+    image: int
+    line: int
+
+    @property
+    def elements(self) -> int:
+        """Elements of a row up to the last pixel."""
+        return ((self.images - 1) * self.image + self.tall - 1) * self.line + self.wide
 
 
 @dataclass(eq=False)
@@ -126,6 +154,7 @@ class WeightGradLowering:
         self.axes_w = forward_axes(shape.width, shape.out_width, k[1], s, p)
         self.teams = Teams(config, out.block_channels, vmem, vmem_end, reserve)
         self.loaded = power_of_two(min(x.padded, BLOCK, config.rows))  # channels of x in a core at a time
+        self._elements = min(config.depth, config.dense_rows)  # of a row, and pixels of dy
         self._per_pixel = out.block_channels // config.beat  # rows of the vector memory
         self.plan = self._plan(self.teams.area // self._per_pixel)
         self.pipeline = Pipeline(program, self.plan.sums, ahead=self._bound_by_loads(self.plan))
@@ -216,13 +245,15 @@ class WeightGradLowering:
 
     def _boxes(self, halo: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
         """Images, lines and pixels of dy that fit the buffers."""
-        config, shape = self.config, self.shape
-        most = min(config.depth, config.dense_rows)
+        shape = self.shape
+        sides_h = [(axis, taps) for axis in self.axes_h for taps in cut(axis.taps, halo[0])]
+        sides_w = [(axis, taps) for axis in self.axes_w for taps in cut(axis.taps, halo[1])]
         for pixels in range(1, shape.out_width + 1):
             for lines in range(1, shape.out_height + 1):
                 whole = lines == shape.out_height and pixels == shape.out_width
                 for images in range(1, shape.batch + 1 if whole else 2):
-                    if images * (lines + halo[0] - 1) * (pixels + halo[1] - 1) > most:
+                    box = Box(0, images, 0, lines, 0, pixels)
+                    if any(self._layout(h, w, box).elements > self._elements for h in sides_h for w in sides_w):
                         break
                     yield images, lines, pixels
 
@@ -392,10 +423,12 @@ class WeightGradLowering:
                 mask = teams.mask([m], [o])
                 self._multiply(mask, job, box, x_pages[m], dy_pages[m, o], lanes, psum, initialise)
 
+        # Loads of different units begin at the same time: nothing comes between them.
+        loads_dy = [partial(load_dy, *key, members, o) for key, members in errors.items() for o in share]
+        loads_x = [partial(load_x, members) for members in sources.values()]
         self.pipeline.step(
-            [partial(load_dy, *key, members, o) for key, members in errors.items() for o in share]
-            + [partial(load_x, members) for members in sources.values()],
-            [Product(m, lambda: None, partial(multiply, m)) for m in range(len(jobs))],
+            [partial(_both, *pair) for pair in zip_longest(loads_dy, loads_x)],
+            [Product(m, None, partial(multiply, m)) for m in range(len(jobs))],
         )
 
     def _multiply(
@@ -436,27 +469,31 @@ class WeightGradLowering:
             kmask=window,
         )
 
+    def _layout(self, side_h: tuple[Axis, Taps], side_w: tuple[Axis, Taps], box: Box) -> _Layout:
+        """Where the pixels of a box are, with the halo of these taps. Padding at the end of a line is that at the
+        beginning of the next one, too, and so with lines at the end of an image."""
+        tall, shared_h = _padded(*side_h, box.line, box.lines, self.shape.height)
+        wide, shared_w = _padded(*side_w, box.pixel, box.pixels, self.shape.width)
+        layout = _Layout(box.images, tall, wide, tall - shared_h, wide - shared_w)
+        odd = replace(layout, line=layout.line | 1)
+        return odd if odd.elements <= self._elements else layout
+
     def _pitches(self, job: _Job, box: Box) -> tuple[int, int]:
-        """Elements from one image to the next, and from one line to the next. Odd where there is room: then lines of an
-        odd number of pixels (at the border of images, where a tap sees padding) begin at even and at odd elements in
-        turn, so that there are as many pairs of FP8 elements as may be."""
-        tall, wide = job.size(box)
-        if box.images * tall * (wide | 1) <= min(self.config.depth, self.config.dense_rows):
-            wide |= 1
-        return tall * wide, wide
+        """Elements from one image to the next, and from one line to the next."""
+        layout = self._layout((job.axis_h, job.halo_r), (job.axis_w, job.halo_s), box)
+        return layout.image * layout.line, layout.line
 
     def _load_x(self, cores: int, box: Box, job: _Job) -> int:
         """Columns of x: sparse row = channel, element = pixel of the haloed box."""
         axis_h, axis_w = job.axis_h, job.axis_w
-        (tall, wide), (_, pitch) = job.size(box), self._pitches(job, box)
+        size, pitches = job.size(box), self._pitches(job, box)
         first_line = (box.line + job.halo_r[0][1]) * axis_h.source_step + axis_h.source_phase
         first_pixel = (box.pixel + job.halo_s[0][1]) * axis_w.source_step + axis_w.source_phase
-        content = (box, first_line, first_pixel, tall, wide, pitch, job.base)
+        content = (box, first_line, first_pixel, size, pitches, job.base)
         page, there = self.cache.page("sparse", cores, content)
         if not there:
             first, steps = (first_line, first_pixel), (axis_h.source_step, axis_w.source_step)
             channels = min(self.loaded, self.x.padded - job.base)
-            size = (tall, wide)
             load_sparse(
                 self.program,
                 self.cache,
@@ -469,7 +506,7 @@ class WeightGradLowering:
                 size,
                 job.base,
                 channels,
-                pitch=pitch,
+                pitches=pitches,
                 transpose=True,
             )
         return page
@@ -532,6 +569,20 @@ class WeightGradLowering:
                 vmem=job.place + channel // config.beat,
                 vmem_w=per_pixel,
             )
+
+
+def _both(first: Callable[[], None] | None, second: Callable[[], None] | None) -> None:
+    for emit in (first, second):
+        if emit is not None:
+            emit()
+
+
+def _padded(axis: Axis, taps: Taps, first: int, count: int, size: int) -> tuple[int, int]:
+    """Positions of one axis of a box with the halo of these taps, and how many of them are padding at either end."""
+    positions = count + len(taps) - 1
+    start = (first + taps[0][1]) * axis.source_step + axis.source_phase
+    real, end = inside(start, axis.source_step, positions, size)
+    return positions, min(real, positions - end)
 
 
 def _joined(first: Tile, second: Tile) -> Tile | None:
