@@ -134,7 +134,9 @@ def load_sparse(
     i_first, i_end = inside(line, steps[0], tall, tensor.height)
     j_first, j_end = inside(pixel, steps[1], wide, tensor.width)
     counts, dest = size, 0
-    if cache.padded(cores, page, (box.images, size, image_pitch, pitch, i_first, i_end, j_first, j_end, channels, transpose)):
+    if cache.padded(
+        cores, page, (box.images, size, image_pitch, pitch, i_first, i_end, j_first, j_end, channels, transpose)
+    ):
         if i_first == i_end or j_first == j_end:
             return
         dest = i_first * pitch + j_first

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product, zip_longest
 from math import ceil, prod
+from operator import itemgetter
 
 from lnpu.compiler.buffers import (
     PageCache,
@@ -31,6 +32,12 @@ __all__ = ["WeightGradLowering"]
 
 _STORED_TOGETHER = 3
 """Tiles: the more, the later the first of them can leave."""
+
+_FINALISTS = 4
+"""Kinds of plans, the best by a first estimate, that are compared job by job."""
+
+_BETTER = 0.95
+"""What another one than the best by that estimate must need at most of its cycles."""
 
 _WORTH = 0.97
 """Jobs side by side are of one size where they take this share of the cycles, about, or less."""
@@ -165,7 +172,7 @@ class WeightGradLowering:
         config, out = self.config, self.out
         max_r, max_s = most_taps(self.axes_h), most_taps(self.axes_w)
         least = min(out.width, max(config.beat, out.run_pixels))  # a tile holds whole runs
-        best: tuple[tuple[float, int, int], _Plan] | None = None
+        best: dict[tuple, tuple[tuple[float, int, int], _Plan]] = {}  # of each kind of job
 
         def cost(plan: _Plan) -> float:
             """Cycles, about."""
@@ -186,15 +193,25 @@ class WeightGradLowering:
                             for box in self._boxes(halo):
                                 plan = _Plan(halo, (taps_r, taps_s), channels, box)
                                 key = (cost(plan), -channels, -taps_r)  # taps in a column measured faster
-                                if best is None or key < best[0]:
-                                    best = key, plan
+                                kind = halo, taps_r * taps_s, channels
+                                if kind not in best or key < best[kind][0]:
+                                    best[kind] = key, plan
                         channels //= 2
-        if best is None:
+        if not best:
             raise ValueError(
                 f"no tile of {out.name} ({least} input channels) fits {config.psum_rows} partial-sum rows, "
                 f"{config.rows} sparse rows and {budget} pixels of the vector memory"
             )
-        return best[1]
+        first, *others = [plan for _, plan in sorted(best.values(), key=lambda entry: entry[0])][:_FINALISTS]
+        return min(
+            (_BETTER * self._cycles(first), first),
+            *((self._cycles(other), other) for other in others),
+            key=itemgetter(0),
+        )[1]
+
+    def _cycles(self, plan: _Plan) -> float:
+        """Cycles of all jobs, about."""
+        return self._round_cycles(plan, self._ordered(plan))
 
     def _box_cycles(self, plan: _Plan) -> tuple[int, int, float, float, float]:
         """Rounds, and jobs of one; of a box, cycles, about, of the cores and of the loads of x and of dy."""
@@ -257,8 +274,7 @@ class WeightGradLowering:
                         break
                     yield images, lines, pixels
 
-    def _jobs(self) -> Iterator[_Job]:
-        plan = self.plan
+    def _jobs(self, plan: _Plan) -> Iterator[_Job]:
         for block in range(self.out.planes):
             for base in range(0, self.x.padded, self.loaded):
                 loaded = min(self.loaded, self.x.padded - base)
@@ -284,10 +300,7 @@ class WeightGradLowering:
     def lower(self, epilogue: Epilogue) -> None:
         if self.rounding.fp16:
             self.program.commit(self.out)  # DRAIN rounds at its scale
-        jobs = list(self._jobs())
-        by_size = sorted(jobs, key=self._work, reverse=True)
-        if self._round_cycles(by_size) < _WORTH * self._round_cycles(jobs):
-            jobs = by_size
+        jobs = self._ordered(self.plan)
         places, per_job = self.teams.areas, self.plan.sums * self._per_pixel
         for number, job in enumerate(jobs):  # tiles of one round lie close, so that some can be stored as one
             job.place = places[0] + number % len(places) * per_job
@@ -296,6 +309,13 @@ class WeightGradLowering:
         self.pipeline.run()
         self._zeros(epilogue)
 
+    def _ordered(self, plan: _Plan) -> list[_Job]:
+        """The jobs, in order or by size."""
+        jobs = list(self._jobs(plan))
+        by_size = sorted(jobs, key=self._work, reverse=True)
+        worth = self._round_cycles(plan, by_size) < _WORTH * self._round_cycles(plan, jobs)
+        return by_size if worth else jobs
+
     def _work(self, job: _Job) -> int:
         """Products of a job, to compare it with others: pairs of an output pixel and a tap that sees no padding."""
         shape = self.shape
@@ -303,12 +323,13 @@ class WeightGradLowering:
         pixels = pairs_inside(replace(job.axis_w, taps=job.taps_s), shape.width, 0, shape.out_width)
         return shape.batch * lines * pixels * job.channels
 
-    def _round_cycles(self, jobs: list[_Job]) -> float:
+    def _round_cycles(self, plan: _Plan, jobs: list[_Job]) -> float:
         """Cycles of the rounds of these jobs, about. A round takes as long as the largest of its jobs, the loads of
         what they do not share, or their drains: jobs of one size side by side gain where products take the longest."""
-        x, dy = self._load_cycles(self.plan)
-        drain = self.teams.size * self._drain_cycles(self.plan)
-        boxes, count = self._boxes_in_all(self.plan), self.teams.count
+        x, dy = self._load_cycles(plan)
+        drain = self.teams.size * self._drain_cycles(plan)
+        exposed = drain if 2 * plan.sums > self.config.psum_rows else 0  # teams drain before they go on
+        boxes, count = self._boxes_in_all(plan), self.teams.count
         rounds = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         return sum(
             max(
@@ -317,6 +338,7 @@ class WeightGradLowering:
                 boxes * dy * len({job.block for job in batch}),
                 drain * len(batch),
             )
+            + exposed * len(batch)
             for batch in rounds
         )
 
