@@ -62,6 +62,7 @@ BINDING = {
     "load_dense": ("LOAD, dense", "#f0c75e"),
     "vector": ("vector unit", "#009e73"),
     "store": ("STORE", "#cc79a7"),
+    "store_raw": ("STORE_RAW", "#8c4f74"),
     "drain": ("DRAIN", "#d55e00"),
     "issue": ("issue of commands", "#8c8c8c"),
 }

@@ -19,6 +19,7 @@ from lnpu.hdl import Block, place
 from lnpu.interfaces import axi_lite_signature, axi_read_signature, axi_write_signature
 from lnpu.mem.load import LoadUnit
 from lnpu.mem.store import StoreUnit
+from lnpu.mem.store_raw import StoreRawUnit
 from lnpu.vector.vector_memory import VectorMemory
 from lnpu.vector.vector_unit import VectorUnit
 
@@ -61,17 +62,25 @@ class Chip(Block):
         processor = place(m, "processor", CommandProcessor(config=config))
         counters = place(m, "counters", Counters(config=config))
         reader = place(m, "reader", AxiReader(config=config, clients=5))
-        writer = place(m, "writer", AxiWriter(config=config, clients=3))
+        writer = place(m, "writer", AxiWriter(config=config, clients=4))
         load = place(m, "load", LoadUnit(config=config))
         load_dense = place(m, "load_dense", LoadUnit(config=config, dense=True))
         store = place(m, "store", StoreUnit(config=config))
+        store_raw = place(m, "store_raw", StoreRawUnit(config=config))
         vector = place(m, "vector", VectorUnit(config=config))
         vmem = place(m, "vmem", VectorMemory(config=config))
         drain = place(m, "drain", Drain(config=config))
         cores = [place(m, f"core_{i}", GatedCore(config=config)) for i in range(config.cores)]
         fgmp = place(m, "fgmp", FgmpController(config=config))
         records = place(m, "records", RecordWriter(config=config))
-        units = {"load": load, "load_dense": load_dense, "store": store, "vector": vector, "drain": drain}
+        units = {
+            "load": load,
+            "load_dense": load_dense,
+            "store": store,
+            "store_raw": store_raw,
+            "vector": vector,
+            "drain": drain,
+        }
 
         # Buses.
         wiring.connect(m, wiring.flipped(self.control), registers.axi)
@@ -85,6 +94,7 @@ class Chip(Block):
         wiring.connect(m, store.memory, writer.client0)
         wiring.connect(m, processor.mark, writer.client1)
         wiring.connect(m, records.memory, writer.client2)
+        wiring.connect(m, store_raw.memory, writer.client3)
 
         # Commands.
         wiring.connect(m, registers.control, processor.control)
@@ -143,6 +153,7 @@ class Chip(Block):
         wiring.connect(m, drain.write, vmem.write_drain)
         wiring.connect(m, vector.write, vmem.write_vector)
         wiring.connect(m, store.read, vmem.read_store)
+        wiring.connect(m, store_raw.read, vmem.read_store_raw)
         for name in ("read_a", "read_b", "read_c"):
             wiring.connect(m, getattr(vector, name), getattr(vmem, name))
 
@@ -189,6 +200,8 @@ class Chip(Block):
             counters.store.fp16.eq(store.events.fp16),
             counters.store.plain.eq(store.events.plain_bits >> 4),
             counters.store.kind.eq(store.events.kind),
+            counters.store_raw.plain.eq(store_raw.events.plain_bits >> 4),
+            counters.store_raw.kind.eq(store_raw.events.kind),
             *(counters.cores[i].eq(core.events) for i, core in enumerate(cores)),
             registers.flags.eq(Cat(drain.nonfinite, store.events.nonfinite)),
             self.interrupt.eq(registers.interrupt),

@@ -11,7 +11,7 @@ import numpy as np
 from cocotb.triggers import RisingEdge
 
 from lnpu.config import ChipConfig
-from lnpu.ctrl.commands import Command, Opcode
+from lnpu.ctrl.commands import Command, Opcode, Unit
 from lnpu.ctrl.counters import COUNTERS
 from lnpu.interfaces import Error
 from lnpu.sim.simulator import Register
@@ -155,12 +155,13 @@ async def errors(dut):
     load = {"address": 0, "line_count": 1, "line_rows": 4, "pitch": 64, "vmem": bench.config.vmem_rows - 8}
     store = load | {"address": MEMORY - 8192}
     beyond = Command(Opcode.STORE_RAW, **store | {"vmem": bench.config.vmem_rows})
-    await bench.fail(Error.RANGE, [beyond, Command(Opcode.NOP, wait_units=2), end], 0, 1)
+    wait = Command(Opcode.NOP, wait_units=1 << Unit.STORE_RAW)
+    await bench.fail(Error.RANGE, [beyond, wait, end], 0, 1)
     # Errors of the bus may be reported just after the unit has become idle: the next command can have started.
     bench.bad = {8}
     await bench.fail(Error.READ, [Command(Opcode.LOAD_RAW, **load), Command(Opcode.NOP, wait_units=1), end], 0, 1)
     bench.bad = {store["address"] + 16}
-    await bench.fail(Error.WRITE, [Command(Opcode.STORE_RAW, **store), Command(Opcode.NOP, wait_units=2), end], 0, 1)
+    await bench.fail(Error.WRITE, [Command(Opcode.STORE_RAW, **store), wait, end], 0, 1)
     bench.bad = set()
     await bench.run(good)
 

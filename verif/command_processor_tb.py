@@ -33,7 +33,7 @@ UNIT_OF = {
     Opcode.LOAD: Unit.LOAD,
     Opcode.LOAD_RAW: Unit.LOAD,
     Opcode.STORE: Unit.STORE,
-    Opcode.STORE_RAW: Unit.STORE,
+    Opcode.STORE_RAW: Unit.STORE_RAW,
     Opcode.VECTOR: Unit.VECTOR,
     Opcode.DRAIN: Unit.DRAIN,
     Opcode.ADAPT: Unit.FGMP,
@@ -49,7 +49,7 @@ def unit_of(command: Command) -> Unit | None:
     return UNIT_OF.get(command.opcode)
 
 
-UNITS = ("load", "store", "vector", "drain", "fgmp", "load_dense")
+UNITS = ("load", "store", "vector", "drain", "fgmp", "load_dense", "store_raw")
 N = len(UNITS)  # of units and cores in one list, the units are the first ones
 TENSORS = {
     Opcode.LOAD: ("tensor",),
@@ -555,8 +555,9 @@ async def random_programs(dut):
 async def every_wait_bit(dut):
     """Long jobs everywhere, then a command that waits for just one unit or core."""
     chip = await begin(dut, 2, longest_job=300)
-    everyone = [Command(Opcode.LOAD), Command(Opcode.STORE_RAW), Command(Opcode.VECTOR), Command(Opcode.DRAIN)]
+    everyone = [Command(Opcode.LOAD), Command(Opcode.STORE), Command(Opcode.VECTOR), Command(Opcode.DRAIN)]
     everyone += [Command(Opcode.COMMIT, tensor=1), Command(Opcode.LOAD, target=Target.DENSE.value)]
+    everyone += [Command(Opcode.STORE_RAW)]
     everyone += [Command(Opcode.MULTIPLY, cores=1 << core) for core in range(CORES)]
     program = []
     waits = [{name: 1 << bit} for name in ("wait_units", "wait_unit_queues") for bit in range(N)]

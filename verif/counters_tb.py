@@ -10,21 +10,23 @@ from lnpu.ctrl.counters import (
     COUNTERS,
     Counters,
     core_events_layout,
-    load_events_layout,
     store_events_layout,
+    transfer_events_layout,
 )
 from lnpu.formats import TensorKind
 from verif.agents import pack, start
 from verif.runner import parameters, rng
 
 CONFIG = ChipConfig(**parameters()["config"])
-BITS = ("busy", "started", "load_busy", "load_dense_busy", "store_busy", "vector_busy", "drain_busy")
+UNITS = ("load", "load_dense", "store", "store_raw", "vector", "drain")
+BITS = ("busy", "started", *(f"{unit}_busy" for unit in UNITS))
 LAYOUTS = {
     "reader": reader_events_layout(),
     "writer": writer_events_layout(),
-    "load": load_events_layout(),
-    "load_dense": load_events_layout(),
+    "load": transfer_events_layout(),
+    "load_dense": transfer_events_layout(),
     "store": store_events_layout(),
+    "store_raw": transfer_events_layout(),
 }
 
 
@@ -63,10 +65,10 @@ class Bench:
             )  # fmt: skip
             for name, value in others.items():
                 getattr(dut, name).value = pack(LAYOUTS[name], value)
-            reader, writer, load, load_dense, store = others.values()
+            reader, writer, load, load_dense, store, store_raw = others.values()
             model["cycles"] += bits["busy"]
             model["commands"] += bits["started"]
-            for unit in ("load", "load_dense", "store", "vector", "drain"):
+            for unit in UNITS:
                 model[f"{unit}_busy"] += bits[f"{unit}_busy"]
             for counter, event in (
                 ("core_busy", "busy"), ("mac16", "mac16"), ("mac8", "mac8"), ("skipped_zero", "zeros"),
@@ -85,6 +87,7 @@ class Bench:
                 ("plain_read_bits", load["kind"], 16 * load["plain"]),
                 ("plain_read_bits", load_dense["kind"], 16 * load_dense["plain"]),
                 ("plain_write_bits", store["kind"], 16 * store["plain"]),
+                ("plain_write_bits", store_raw["kind"], 16 * store_raw["plain"]),
             ):
                 model[f"{counter}_{TensorKind(kind).name.lower()}"] += amount
             await self.edge
@@ -129,8 +132,8 @@ async def list_of_counters(dut):
     names = [
         "cycles", "commands", "core_busy", "mac16", "mac8", "skipped_zero", "skipped_padding", "visits",
         "masked_visits", "gated", "load_busy", "load_dense_busy",
-        "store_busy", "vector_busy", "drain_busy", "read_beats", "write_beats", "read_wait", "stored_zero",
-        "stored_underflow", "stored_fp8", "stored_fp16",
+        "store_busy", "store_raw_busy", "vector_busy", "drain_busy", "read_beats", "write_beats", "read_wait",
+        "stored_zero", "stored_underflow", "stored_fp8", "stored_fp16",
     ]  # fmt: skip
     for kind in ("program", "activation", "error", "weight", "gradient", "optimizer", "norm", "other"):
         names += [f"read_bits_{kind}", f"write_bits_{kind}", f"plain_read_bits_{kind}", f"plain_write_bits_{kind}"]

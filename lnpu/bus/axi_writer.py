@@ -24,7 +24,8 @@ class AxiWriter(Block):
     Requests are taken from the clients in turn (round-robin) and cut into INCR bursts of at most `burst_beats` words
     that do not cross a 4 KiB boundary. At most `writes_in_flight` bursts are outstanding, all with ID 0. The data of
     the requests are taken in the order of the requests, so a client that has asked and gives no data makes the others
-    wait. A burst's address is presented before its first word, whether or not the data are there; the memory may take
+    wait, and so does a long request: clients that others shall not wait for ask for little at a time, and not far
+    ahead. A burst's address is presented before its first word, whether or not the data are there; the memory may take
     them in either order.
 
     At best a burst is asked for in every cycle and a word is sent in every cycle, one cycle after it was taken. All

@@ -31,7 +31,7 @@ from lnpu.ctrl.counters import COUNTERS
 
 __all__ = ["RESOURCES", "Fields", "Mix", "Pages", "Segment", "block_span", "expected_visit_cycles", "predict_cycles"]
 
-RESOURCES = ("load", "load_dense", "store", "vector", "drain", "fgmp", "cores", "issue")
+RESOURCES = ("load", "load_dense", "store", "store_raw", "vector", "drain", "fgmp", "cores", "issue")
 """What a command may have to wait for. "issue": the command processor itself."""
 
 # Cycles beside a command's elements, from the chip's simulation with a memory latency of 0.

@@ -58,11 +58,11 @@ class CommandProcessor(Block):
     fetch : Out(memory_read_signature(config))
         One request a command.
     mark : Out(memory_write_signature(config))
-    load, load_dense, store, vector, drain, fgmp : Out(command_stream())
+    load, load_dense, store, store_raw, vector, drain, fgmp : Out(command_stream())
         A unit may be ready whether or not `valid` is set, and must stay ready until it takes a command.
-    load_busy, load_dense_busy, store_busy, vector_busy, drain_busy, fgmp_busy : In(1)
+    load_busy, load_dense_busy, store_busy, store_raw_busy, vector_busy, drain_busy, fgmp_busy : In(1)
         Must be set at the latest in the second cycle after the one in which the unit took a command.
-    load_queued, load_dense_queued, store_queued, vector_queued, drain_queued : In(1)
+    load_queued, load_dense_queued, store_queued, store_raw_queued, vector_queued, drain_queued : In(1)
         The unit has a command that it took before the last one. As early as `busy`.
     core_command : Out(512); core_valid : Out(config.cores); core_ready : In(config.cores)
         Streams of the cores, which all have the same payload. The cores of a MULTIPLY take it in the same cycle.
@@ -70,7 +70,7 @@ class CommandProcessor(Block):
         As for the units.
     core_queued : In(config.cores)
         Likewise.
-    load_error, load_dense_error, store_error, vector_error, drain_error, fgmp_error : In(Error)
+    load_error, load_dense_error, store_error, store_raw_error, vector_error, drain_error, fgmp_error : In(Error)
         `Error.NONE`, or for a cycle the code of an error. At the latest `SETTLE - 3` cycles after the first cycle in
         which `busy` is low.
     core_error : In(ArrayLayout(Error, config.cores))

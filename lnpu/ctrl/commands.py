@@ -64,13 +64,14 @@ class Unit(enum.IntEnum):
     DRAIN = 3
     FGMP = 4  # the dynamic ratio controller
     LOAD_DENSE = 5  # LOAD with target DENSE, VMEM_DENSE or MASK_DENSE; LOAD is all others
+    STORE_RAW = 6
 
 
 UNITS: dict[Opcode, Unit] = {
     Opcode.LOAD: Unit.LOAD,
     Opcode.LOAD_RAW: Unit.LOAD,
     Opcode.STORE: Unit.STORE,
-    Opcode.STORE_RAW: Unit.STORE,
+    Opcode.STORE_RAW: Unit.STORE_RAW,
     Opcode.VECTOR: Unit.VECTOR,
     Opcode.DRAIN: Unit.DRAIN,
     Opcode.ADAPT: Unit.FGMP,
@@ -79,7 +80,7 @@ UNITS: dict[Opcode, Unit] = {
 }
 """Where commands go that are not for cores; but LOAD goes to LOAD_DENSE by its target, see `unit_of`."""
 
-TAKES_TWO = (Unit.LOAD, Unit.LOAD_DENSE, Unit.STORE, Unit.VECTOR, Unit.DRAIN)
+TAKES_TWO = (Unit.LOAD, Unit.LOAD_DENSE, Unit.STORE, Unit.STORE_RAW, Unit.VECTOR, Unit.DRAIN)
 """Units that, like cores, take a command while another is running."""
 
 

@@ -15,8 +15,8 @@ __all__ = [
     "COUNTER_BITS",
     "Counters",
     "core_events_layout",
-    "load_events_layout",
     "store_events_layout",
+    "transfer_events_layout",
 ]
 
 COUNTER_BITS = 48
@@ -43,6 +43,7 @@ COUNTERS: dict[str, str] = {
     "load_busy": "Cycles in which the LOAD unit of sparse buffers and vector memory was busy",
     "load_dense_busy": "Cycles in which the LOAD unit of dense buffers was busy",
     "store_busy": "Cycles in which the STORE unit was busy",
+    "store_raw_busy": "Cycles in which the STORE_RAW unit was busy",
     "vector_busy": "Cycles in which the vector unit was busy",
     "drain_busy": "Cycles in which the DRAIN unit was busy",
     "read_beats": "Data words read over the bus",
@@ -77,8 +78,9 @@ def core_events_layout() -> data.StructLayout:
     })  # fmt: skip
 
 
-def load_events_layout() -> data.StructLayout:
-    """What the LOAD unit reports each cycle: what a transfer of `kind` takes in plain FP16, `plain` times 16 bits."""
+def transfer_events_layout() -> data.StructLayout:
+    """What a LOAD unit or the STORE_RAW unit reports each cycle: what a transfer of `kind` takes in plain FP16, `plain`
+    times 16 bits."""
     return data.StructLayout({"plain": 7, "kind": 3})
 
 
@@ -86,7 +88,7 @@ def store_events_layout() -> data.StructLayout:
     """What the STORE unit reports each cycle.
 
     `zero`, `underflow`, `fp8`, `fp16`: elements that were encoded so. `nonfinite`: one was infinite or NaN (not
-    counted here; it goes to FLAGS). `plain`, `kind`: as for the LOAD unit.
+    counted here; it goes to FLAGS). `plain`, `kind`: as for the LOAD units.
     """
     return data.StructLayout(
         {"zero": 7, "underflow": 7, "fp8": 7, "fp16": 7, "nonfinite": 1, "plain": 7, "kind": 3}
@@ -114,9 +116,9 @@ class Counters(Block):
     started : In(1)
         A command starts in this cycle.
     cores : In(ArrayLayout(core_events_layout(), config.cores))
-    load_busy, load_dense_busy, store_busy, vector_busy, drain_busy : In(1)
+    load_busy, load_dense_busy, store_busy, store_raw_busy, vector_busy, drain_busy : In(1)
     reader : In(reader_events_layout()); writer : In(writer_events_layout())
-    load, load_dense : In(load_events_layout()); store : In(store_events_layout())
+    load, load_dense, store_raw : In(transfer_events_layout()); store : In(store_events_layout())
     clear : In(1)
         Set all counters to zero (what is reported in the same cycle may still count).
     snapshot : In(1)
@@ -148,13 +150,15 @@ class Counters(Block):
             "load_busy": In(1),
             "load_dense_busy": In(1),
             "store_busy": In(1),
+            "store_raw_busy": In(1),
             "vector_busy": In(1),
             "drain_busy": In(1),
             "reader": In(reader_events_layout()),
             "writer": In(writer_events_layout()),
-            "load": In(load_events_layout()),
-            "load_dense": In(load_events_layout()),
+            "load": In(transfer_events_layout()),
+            "load_dense": In(transfer_events_layout()),
             "store": In(store_events_layout()),
+            "store_raw": In(transfer_events_layout()),
             "clear": In(1),
             "snapshot": In(1),
             "host_index": index,
@@ -200,6 +204,7 @@ class Counters(Block):
         load = registered(self.load, "load_events")
         load_dense = registered(self.load_dense, "load_dense_events")
         store = registered(self.store, "store_events")
+        store_raw = registered(self.store_raw, "store_raw_events")
         cores = self._sum_of_cores(m)
 
         # What each counter counts, and the exponent of its unit.
@@ -218,7 +223,7 @@ class Counters(Block):
                 "gated": cores["gated"],
                 **{
                     f"{unit}_busy": registered(getattr(self, f"{unit}_busy"), f"{unit}_is_busy")
-                    for unit in ("load", "load_dense", "store", "vector", "drain")
+                    for unit in ("load", "load_dense", "store", "store_raw", "vector", "drain")
                 },
                 "read_beats": reader.beat,
                 "write_beats": writer.beat,
@@ -232,15 +237,17 @@ class Counters(Block):
         word = self.config.axi_bits.bit_length() - 1
         for kind in TensorKind:
             label = kind.name.lower()
-            # What the two LOAD units ask for may be of different kinds.
-            plain = [Mux(unit.kind == kind.value, unit.plain, 0) for unit in (load, load_dense)]
-            plain_read = Signal(len(load.plain) + 1, name=f"plain_read_{label}", reset_less=True)
-            m.d.sync += plain_read.eq(plain[0] + plain[1])
+            # What the two units of a direction transfer may be of different kinds.
+            plain = {}
+            for direction, units in (("read", (load, load_dense)), ("write", (store, store_raw))):
+                parts = [Mux(unit.kind == kind.value, unit.plain, 0) for unit in units]
+                plain[direction] = both = Signal(8, name=f"plain_{direction}_{label}", reset_less=True)
+                m.d.sync += both.eq(parts[0] + parts[1])
             increments |= {
                 f"read_bits_{label}": (reader.beat & (reader.kind == kind.value), word),
                 f"write_bits_{label}": (writer.beat & (writer.kind == kind.value), word),
-                f"plain_read_bits_{label}": (plain_read, 4),
-                f"plain_write_bits_{label}": (Mux(store.kind == kind.value, store.plain, 0), 4),
+                f"plain_read_bits_{label}": (plain["read"], 4),
+                f"plain_write_bits_{label}": (plain["write"], 4),
             }
 
         # Visits: of a counter that is to be saved, else for MARK, else for the host and in turn, alternately.

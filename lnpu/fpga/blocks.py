@@ -12,6 +12,7 @@ from lnpu.fgmp.controller import FgmpController
 from lnpu.hdl import Block
 from lnpu.mem.load import LoadUnit
 from lnpu.mem.store import StoreUnit
+from lnpu.mem.store_raw import StoreRawUnit
 from lnpu.pe.pe_line import PeLine
 from lnpu.vector.vector_memory import VectorMemory
 from lnpu.vector.vector_unit import VectorUnit
@@ -25,6 +26,7 @@ BLOCKS: dict[str, Callable[[ChipConfig], Block]] = {
     "drain": lambda config: Drain(config=config),
     "load": lambda config: LoadUnit(config=config),
     "store": lambda config: StoreUnit(config=config),
+    "store_raw": lambda config: StoreRawUnit(config=config),
     "vector": lambda config: VectorUnit(config=config),
     "vmem": lambda config: VectorMemory(config=config),
     "fgmp": lambda config: FgmpController(config=config),

@@ -1,11 +1,11 @@
-"""Moves rows of the vector memory to external memory, as encoded tensors (STORE) or as they are (STORE_RAW).
+"""Moves rows of the vector memory to external memory, as encoded tensors.
 
 A reader walks the rows; a writer walks the blocks, tells the encoder between them where each block goes, asks the
 memory for the words that leave with it, and gathers lengths into words of the length table. The reader's first rows
 come while the writer still multiplies out where the first block is.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, enum
 from amaranth.lib.wiring import In, Out
 
@@ -21,16 +21,13 @@ from lnpu.mem.fifo import RegisterFifo
 __all__ = ["StoreUnit", "store_events"]
 
 MAX_SCALE = 64
-RAW_ROWS = 1024
-"""Rows in a memory request of STORE_RAW at most (`words` of a request has 16 bits)."""
 
 
-class Job(enum.Enum, shape=2):
+class Job(enum.Enum, shape=1):
     """What the next words on the way to memory are."""
 
     BLOCK = 0
     TABLE = 1
-    RAW = 2
 
 
 def store_events(config: ChipConfig) -> data.StructLayout:
@@ -41,7 +38,7 @@ def store_events(config: ChipConfig) -> data.StructLayout:
     - `nonfinite`: an element was infinite or NaN after rounding to FP16.
     - `top`: the largest exponent field of a finite element of a beat after rounding to FP16, 0 if there is none.
     - `dynamic`: the tensor that is being stored has an FGMP state.
-    - `plain_bits`: bits that a transfer of this `kind` takes in plain FP16: 1024 for a block, 32 for a raw word.
+    - `plain_bits`: bits that a transfer of this `kind` takes in plain FP16: 1024 for a block.
     """
     count = unsigned(config.beat.bit_length())
     return data.StructLayout(
@@ -60,9 +57,9 @@ def store_events(config: ChipConfig) -> data.StructLayout:
 
 
 class StoreUnit(Block):
-    """STORE and STORE_RAW, see `lnpu/ctrl/commands.py`.
+    """STORE, see `lnpu/ctrl/commands.py`.
 
-    STORE cuts pixels (n, i, j) into blocks. With `log2_block_pixels` = k > 0, 2^k pixels of a line share a block; their
+    It cuts pixels (n, i, j) into blocks. With `log2_block_pixels` = k > 0, 2^k pixels of a line share a block; their
     channels are (64 >> k) / `beat` rows each, and after the last j the block is filled with zeros. Rows are at source +
     n * source_n + i * source_i + j * source_j + row, modulo 2^16; the vector memory reports those that it has not.
 
@@ -70,16 +67,13 @@ class StoreUnit(Block):
     and the rest if the next block does not continue the run; none if there are no such words. Only used bytes are
     strobed. Lengths of blocks that follow one another and share a word of the length table go out together.
 
-    STORE_RAW writes rows vmem + l * vmem_line + r of line l to address + l * pitch. A row is one or more words.
-
     A command that it cannot run writes nothing. `error` is then set for one cycle, while `busy` is still set:
 
-    - FIELD: a zero count (`n_count`, `i_count`, `j_count`, `line_blocks`, `line_count`, `line_rows`), lo > hi, below =
-      3, `slots` or `table` no multiple of 32, `address` or `pitch` no multiple of the AXI width, an address beyond
-      `address_bits`, (64 >> log2_block_pixels) < `beat`, `pixel` no multiple of the pixels that share a block, log2_run
-      > 4, more blocks in a run than bytes in an AXI word, |scale| > 64;
+    - FIELD: a zero count (`n_count`, `i_count`, `j_count`, `line_blocks`), lo > hi, below = 3, `slots` or `table` no
+      multiple of 32 or beyond `address_bits`, (64 >> log2_block_pixels) < `beat`, `pixel` no multiple of the pixels
+      that share a block, log2_run > 4, more blocks in a run than bytes in an AXI word, |scale| > 64;
     - RANGE (if it is not FIELD): `line` or `pixel` is negative;
-    - OPCODE: neither STORE nor STORE_RAW.
+    - OPCODE: not STORE.
 
     `error` is also set to FIELD for one cycle for each block that is not the first of its run and does not follow the
     one before it in the command. The command goes on; such a block is written as if it were the first of its run.
@@ -117,18 +111,14 @@ class StoreUnit(Block):
         beat, address_bits = config.beat, config.address_bits
         word_bytes = config.axi_bits // 8
         word_bits = (word_bytes - 1).bit_length()
-        row_words = 4 * beat // word_bytes
         encoder = place(m, "encoder", Encoder(config=config))
 
         held = Signal(LAYOUTS[Opcode.STORE].size, reset_less=True)
         store = data.View(LAYOUTS[Opcode.STORE], held)
         offered = data.View(LAYOUTS[Opcode.STORE], self.command.payload[: LAYOUTS[Opcode.STORE].size])
-        raw = data.View(LAYOUTS[Opcode.STORE_RAW], held[: LAYOUTS[Opcode.STORE_RAW].size])
-        is_raw = Signal()
-        m.d.comb += is_raw.eq(store.opcode == Opcode.STORE_RAW)
 
         # What is wrong with a command.
-        bad_store, bad_raw, bad_range = Signal(), Signal(), Signal()
+        bad_field, bad_range = Signal(), Signal()
         misplaced = Signal()
         most = (BLOCK // beat).bit_length() - 1
         with m.Switch(store.log2_block_pixels):
@@ -138,7 +128,7 @@ class StoreUnit(Block):
             with m.Default():
                 m.d.comb += misplaced.eq(1)
         m.d.comb += [
-            bad_store.eq(
+            bad_field.eq(
                 (store.n_count == 0)
                 | (store.i_count == 0)
                 | (store.j_count == 0)
@@ -153,13 +143,6 @@ class StoreUnit(Block):
                 | (store.log2_run > min(MAX_LOG2_RUN, word_bits))
                 | (store.scale > MAX_SCALE)
                 | (store.scale < -MAX_SCALE)
-            ),
-            bad_raw.eq(
-                (raw.line_count == 0)
-                | (raw.line_rows == 0)
-                | raw.address[:word_bits].any()
-                | raw.address[address_bits:].any()
-                | raw.pitch[:word_bits].any()
             ),
             bad_range.eq((store.line < 0) | (store.pixel < 0)),
         ]
@@ -177,11 +160,9 @@ class StoreUnit(Block):
                     ]
                     m.next = "CHECK"
             with m.State("CHECK"):
-                with m.If(is_raw):
-                    m.d.comb += problem.eq(Mux(bad_raw, Error.FIELD, Error.NONE))
-                with m.Elif(store.opcode != Opcode.STORE):
+                with m.If(store.opcode != Opcode.STORE):
                     m.d.comb += problem.eq(Error.OPCODE)
-                with m.Elif(bad_store):
+                with m.Elif(bad_field):
                     m.d.comb += problem.eq(Error.FIELD)
                 with m.Elif(bad_range):
                     m.d.comb += problem.eq(Error.RANGE)
@@ -200,18 +181,18 @@ class StoreUnit(Block):
                 m.next = "IDLE"
         m.d.comb += self.busy.eq(~command_state.ongoing("IDLE"))
 
-        row, row_valid, row_taken, row_loaded = self._reader(m, begin, store, raw, is_raw, most)
+        row_taken = Signal()
+        row, row_valid = self._reader(m, begin, row_taken, store, most)
 
         # Rows to the encoder.
         half_valid = Signal(SingleToHalf.LATENCY)
-        half_free = Signal()
-        m.d.comb += half_free.eq(~half_valid[-1] | encoder.i.ready)
-        with m.If(half_free):
-            m.d.sync += half_valid.eq(Cat(row_valid & ~is_raw, half_valid[:-1]))
+        m.d.comb += row_taken.eq(~half_valid[-1] | encoder.i.ready)
+        with m.If(row_taken):
+            m.d.sync += half_valid.eq(Cat(row_valid, half_valid[:-1]))
         for e in range(beat):
             half = place(m, f"half{e}", SingleToHalf())
             m.d.comb += [
-                half.enable.eq(half_free),
+                half.enable.eq(row_taken),
                 half.i.eq(row[e]),
                 half.scale.eq(store.scale),
                 half.saturate.eq(store.saturate),
@@ -229,7 +210,7 @@ class StoreUnit(Block):
         job_layout = data.StructLayout(
             {
                 "job": Job,
-                "words": range(RAW_ROWS * row_words + 1),
+                "words": 5,
                 "used": word_bits,  # bytes of the last word; 0: all
             }
         )
@@ -238,11 +219,9 @@ class StoreUnit(Block):
         table_waits = Signal()
         port = self.memory.data
         job = jobs.o.payload
-        words_sent = Signal(range(RAW_ROWS * row_words))
-        part = words_sent[: (row_words - 1).bit_length()]  # of the row
-        raw_taken, sent, last = Signal(), Signal(), Signal()
+        words_sent = Signal(5)
+        sent, last = Signal(), Signal()
         m.d.comb += [
-            row_taken.eq(Mux(is_raw, raw_taken, half_free)),
             sent.eq(port.valid & port.ready),
             last.eq(words_sent == job.words - 1),
             jobs.o.ready.eq(sent & last),
@@ -266,27 +245,18 @@ class StoreUnit(Block):
                 m.d.comb += [port.valid.eq(1), port.payload.eq(table_word)]
                 with m.If(sent):
                     m.d.sync += table_waits.eq(0)
-            with m.Default():
-                m.d.comb += [
-                    port.valid.eq(row_valid),
-                    port.payload.data.eq(row.as_value().word_select(part, config.axi_bits)),
-                    port.payload.strobe.eq((1 << word_bytes) - 1),
-                    raw_taken.eq(sent & (part == row_words - 1)),
-                ]
 
-        block_placed = self._writer(
-            m, encoder, jobs, table_word, table_waits, begin, astray, written, store, raw, is_raw
-        )
+        block_placed = self._writer(m, encoder, jobs, table_word, table_waits, begin, astray, written, store)
 
         m.d.comb += [
             self.events[name].eq(encoder.events[name])
             for name in ("zero", "underflow", "fp8", "fp16", "nonfinite", "top")
         ]
-        m.d.comb += self.events.kind.eq(Mux(is_raw, raw.kind, store.kind))
-        m.d.sync += self.events.plain_bits.eq(Mux(block_placed, 16 * BLOCK, 0) | Mux(row_loaded & is_raw, 32 * beat, 0))
+        m.d.comb += self.events.kind.eq(store.kind)
+        m.d.sync += self.events.plain_bits.eq(Mux(block_placed, 16 * BLOCK, 0))
         return m
 
-    def _reader(self, m, begin, store, raw, is_raw, most):
+    def _reader(self, m, begin, row_taken, store, most):
         """Walk the rows: the registers of the walk are the next request; a row is fetched and then held in `row`."""
         beat = self.config.beat
         active = Signal()
@@ -295,53 +265,34 @@ class StoreUnit(Block):
         )
         rows_left = Signal(range(BLOCK // beat), reset_less=True)  # of this pixel, after this row
         group_left = Signal(range(BLOCK // beat), reset_less=True)  # pixels of this block, after this one
-        j_left = Signal(16, reset_less=True)  # with this one; 0: a pixel that fills the block
+        j_left = Signal(12, reset_less=True)  # with this one; 0: a pixel that fills the block
         i_left = Signal(12, reset_less=True)
-        n_left = Signal(16, reset_less=True)
+        n_left = Signal(12, reset_less=True)
         pixel_rows, group_pixels = Signal.like(rows_left), Signal.like(group_left)  # less 1
-        base, stride_n, stride_i, stride_j = Signal(16), Signal(signed(16)), Signal(signed(16)), Signal(signed(16))
-        j_count, i_count = Signal(16), Signal(12)
         fills, step = Signal(), Signal()
-        with m.If(is_raw):
-            m.d.comb += [
-                base.eq(raw.vmem),
-                stride_n.eq(raw.vmem_line),
-                stride_j.eq(1),
-                j_count.eq(raw.line_rows),
-                i_count.eq(1),
-            ]
-        with m.Else():
-            m.d.comb += [
-                base.eq(store.source),
-                stride_n.eq(store.source_n),
-                stride_i.eq(store.source_i),
-                stride_j.eq(store.source_j),
-                j_count.eq(store.j_count),
-                i_count.eq(store.i_count),
-            ]
-            with m.Switch(store.log2_block_pixels):
-                for k in range(most + 1):
-                    with m.Case(k):
-                        m.d.comb += [pixel_rows.eq((BLOCK // beat >> k) - 1), group_pixels.eq((1 << k) - 1)]
+        with m.Switch(store.log2_block_pixels):
+            for k in range(most + 1):
+                with m.Case(k):
+                    m.d.comb += [pixel_rows.eq((BLOCK // beat >> k) - 1), group_pixels.eq((1 << k) - 1)]
         next_n, next_i, next_j = (Signal(16, name=f"next_{loop}") for loop in "nij")
         m.d.comb += [
             fills.eq(j_left == 0),
-            next_n.eq(address_n + stride_n),
-            next_i.eq(address_i + stride_i),
-            next_j.eq(address_j + stride_j),
+            next_n.eq(address_n + store.source_n),
+            next_i.eq(address_i + store.source_i),
+            next_j.eq(address_j + store.source_j),
         ]
         with m.If(begin):
             m.d.sync += [
                 active.eq(1),
-                address.eq(base),
-                address_j.eq(base),
-                address_i.eq(base),
-                address_n.eq(base),
+                address.eq(store.source),
+                address_j.eq(store.source),
+                address_i.eq(store.source),
+                address_n.eq(store.source),
                 rows_left.eq(pixel_rows),
                 group_left.eq(group_pixels),
-                j_left.eq(j_count),
-                i_left.eq(i_count),
-                n_left.eq(Mux(is_raw, raw.line_count, store.n_count)),
+                j_left.eq(store.j_count),
+                i_left.eq(store.i_count),
+                n_left.eq(store.n_count),
             ]
         with m.Elif(step):
             with m.If(rows_left != 0):
@@ -356,7 +307,7 @@ class StoreUnit(Block):
                         group_left.eq(Mux(group_left == 0, group_pixels, group_left - 1)),
                     ]
                 with m.Else():
-                    m.d.sync += [j_left.eq(j_count), group_left.eq(group_pixels)]
+                    m.d.sync += [j_left.eq(store.j_count), group_left.eq(group_pixels)]
                     with m.If(i_left != 1):
                         m.d.sync += [
                             i_left.eq(i_left - 1),
@@ -366,7 +317,7 @@ class StoreUnit(Block):
                         ]
                     with m.Else():
                         m.d.sync += [
-                            i_left.eq(i_count),
+                            i_left.eq(store.i_count),
                             n_left.eq(n_left - 1),
                             address.eq(next_n),
                             address_j.eq(next_n),
@@ -377,7 +328,7 @@ class StoreUnit(Block):
                             m.d.sync += active.eq(0)
 
         row = Signal(data.ArrayLayout(32, beat), reset_less=True)
-        row_valid, row_taken, row_loaded = Signal(), Signal(), Signal()
+        row_valid, row_loaded = Signal(), Signal()
         pending, pending_fills = Signal(), Signal(reset_less=True)  # a row is at the port of the vector memory
         room = Signal()
         m.d.comb += [
@@ -393,15 +344,14 @@ class StoreUnit(Block):
             m.d.sync += [row.eq(Mux(pending_fills, 0, self.read.row.as_value())), row_valid.eq(1)]
         with m.Elif(row_taken):
             m.d.sync += row_valid.eq(0)
-        return row, row_valid, row_taken, row_loaded
+        return row, row_valid
 
-    def _writer(self, m, encoder, jobs, table_word, table_waits, begin, astray, written, store, raw, is_raw):
-        """Walk the blocks (or raw lines), ask the memory for each; returns a signal that pulses for each block."""
+    def _writer(self, m, encoder, jobs, table_word, table_waits, begin, astray, written, store):
+        """Walk the blocks, ask the memory for each; returns a signal that pulses for each block."""
         config = self.config
         address_bits = config.address_bits
         word_bytes = config.axi_bits // 8
         word_bits = (word_bytes - 1).bit_length()
-        row_bytes = 4 * config.beat
 
         # Blocks: number of the next block, of the first block of this i, of this n.
         index, index_i, index_n = (
@@ -444,15 +394,6 @@ class StoreUnit(Block):
                 with m.Elif(fresh):
                     m.d.sync += [gathered[8 * b : 8 * b + 8].eq(0), strobe[b].eq(0)]
 
-        # Raw lines.
-        raw_line, raw_address = Signal(address_bits, reset_less=True), Signal(address_bits, reset_less=True)
-        raw_rows, raw_lines = Signal(16, reset_less=True), Signal(16, reset_less=True)
-        chunk, raw_words = Signal(11), Signal(16)
-        m.d.comb += [
-            chunk.eq(Mux(raw_rows > RAW_ROWS, RAW_ROWS, raw_rows)),
-            raw_words.eq(chunk * (row_bytes // word_bytes)),
-        ]
-
         request = self.memory.request
         asked, block_placed = Signal(), Signal()
         wanted = Signal()
@@ -461,7 +402,7 @@ class StoreUnit(Block):
             asked.eq(request.valid & request.ready),
             jobs.i.valid.eq(asked),
             jobs.i.payload.words.eq(request.payload.words),
-            request.payload.kind.eq(Mux(is_raw, raw.kind, store.kind)),
+            request.payload.kind.eq(store.kind),
             encoder.places.valid.eq(block_placed),
             encoder.places.payload.start.eq(fill),
             encoder.places.payload.payload.eq(payload),
@@ -482,26 +423,17 @@ class StoreUnit(Block):
             return asked
 
         with m.FSM(name="writer_state"):
-            with m.State("IDLE"):
-                with m.If(begin & is_raw):
-                    m.d.sync += [
-                        raw_line.eq(raw.address),
-                        raw_address.eq(raw.address),
-                        raw_rows.eq(raw.line_rows),
-                        raw_lines.eq(raw.line_count),
-                    ]
-                    m.next = "RAW"
-                with m.Elif(begin):
-                    m.d.sync += [
-                        index_n.eq(0),
-                        line_step_n.eq(0),
-                        line_step_i.eq(0),
-                        factor.eq(store.line_blocks),
-                        pixels_left.eq(store.j_count),
-                        i_left.eq(store.i_count),
-                        n_left.eq(store.n_count),
-                    ]
-                    m.next = "MULTIPLY"
+            with m.State("IDLE"), m.If(begin):
+                m.d.sync += [
+                    index_n.eq(0),
+                    line_step_n.eq(0),
+                    line_step_i.eq(0),
+                    factor.eq(store.line_blocks),
+                    pixels_left.eq(store.j_count),
+                    i_left.eq(store.i_count),
+                    n_left.eq(store.n_count),
+                ]
+                m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
                 # By the factor's bits from the highest down.
                 m.d.sync += [
@@ -587,26 +519,6 @@ class StoreUnit(Block):
             with m.State("LAST_TABLE"), m.If(ask_table()):
                 m.d.sync += gathering.eq(0)
                 m.next = "SEND"
-            with m.State("RAW"):
-                m.d.comb += [
-                    wanted.eq(1),
-                    request.payload.address.eq(raw_address),
-                    request.payload.words.eq(raw_words),
-                    jobs.i.payload.job.eq(Job.RAW),
-                ]
-                with m.If(asked):
-                    with m.If(raw_rows != chunk):
-                        m.d.sync += [raw_rows.eq(raw_rows - chunk), raw_address.eq(raw_address + chunk * row_bytes)]
-                    with m.Else():
-                        following = raw_line + raw.pitch
-                        m.d.sync += [
-                            raw_rows.eq(raw.line_rows),
-                            raw_lines.eq(raw_lines - 1),
-                            raw_line.eq(following),
-                            raw_address.eq(following),
-                        ]
-                        with m.If(raw_lines == 1):
-                            m.next = "SEND"
             with m.State("SEND"), m.If(~jobs.o.valid):
                 m.d.comb += written.eq(1)
                 m.next = "IDLE"

@@ -1,4 +1,4 @@
-"""Vector memory: FP32 rows that the LOAD units, DRAIN and the vector unit write, and STORE and the vector unit read."""
+"""Vector memory: rows of FP32 that LOAD units, DRAIN and vector unit write, and STORE units and vector unit read."""
 
 from collections.abc import Sequence
 
@@ -59,7 +59,7 @@ class VectorMemory(Block):
     Members
     -------
     write_load, write_load_dense, write_drain, write_vector : In(stream.Signature(vmem_write(config)))
-    read_store, read_a, read_b, read_c : In(vmem_read_signature(config))
+    read_store, read_store_raw, read_a, read_b, read_c : In(vmem_read_signature(config))
         Those of the vector unit give a row in the cycle after the handshake only.
     error : Out(1)
         An access whose address is beyond the last row is taken in this cycle. Such a write is dropped; such a read
@@ -75,6 +75,7 @@ class VectorMemory(Block):
                 "write_drain": In(stream.Signature(vmem_write(config))),
                 "write_vector": In(stream.Signature(vmem_write(config))),
                 "read_store": In(vmem_read_signature(config)),
+                "read_store_raw": In(vmem_read_signature(config)),
                 "read_a": In(vmem_read_signature(config)),
                 "read_b": In(vmem_read_signature(config)),
                 "read_c": In(vmem_read_signature(config)),
@@ -86,7 +87,7 @@ class VectorMemory(Block):
         m = Module()
         row_bits = 32 * self.config.beat
         writers = [self.write_load, self.write_load_dense, self.write_drain, self.write_vector]
-        readers = [self.read_store, self.read_a, self.read_b, self.read_c]
+        readers = [self.read_store, self.read_store_raw, self.read_a, self.read_b, self.read_c]
         written, asked = (
             [_bank(port.payload.address) for port in writers],
             [_bank(port.request.payload) for port in readers],
@@ -131,24 +132,22 @@ class VectorMemory(Block):
             m.d.comb += port.ready.eq(Array(ready[i] for ready in write_ready)[which])
 
         # A bank's output is the row of the port that it served last.
-        rows = []
         for i, (port, which) in enumerate(zip(readers, asked, strict=True)):
             latest = Signal(range(BANKS), name=f"latest{i}")  # bank that served the port last
             for number in range(BANKS):
                 with m.If(fires[number][i]):
                     m.d.sync += latest.eq(number)
-            rows.append(Array(bank.r_data for bank in banks)[latest])
-            m.d.comb += [
-                port.request.ready.eq(Array(ready[i] for ready in read_ready)[which]),
-            ]
-            if port is not self.read_store:
-                m.d.comb += port.row.eq(rows[i])
-        # STORE's row stays until its next one: where the bank may serve others, in `held`.
-        held = Signal(row_bits, reset_less=True)
-        fresh = Signal()
-        m.d.sync += fresh.eq(Cat(fires[number][0] for number in range(BANKS)).any())
-        m.d.comb += self.read_store.row.eq(Mux(fresh, rows[0], held))
-        with m.If(fresh):
-            m.d.sync += held.eq(rows[0])
+            row = Array(bank.r_data for bank in banks)[latest]
+            m.d.comb += port.request.ready.eq(Array(ready[i] for ready in read_ready)[which])
+            if port not in (self.read_store, self.read_store_raw):
+                m.d.comb += port.row.eq(row)
+                continue
+            # It stays until the next one: where the bank may serve others, in `held`.
+            held = Signal(row_bits, name=f"held{i}", reset_less=True)
+            fresh = Signal(name=f"fresh{i}")
+            m.d.sync += fresh.eq(Cat(fires[number][i] for number in range(BANKS)).any())
+            m.d.comb += port.row.eq(Mux(fresh, row, held))
+            with m.If(fresh):
+                m.d.sync += held.eq(row)
         m.d.comb += self.error.eq(Cat(errors).any())
         return m

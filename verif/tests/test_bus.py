@@ -24,7 +24,7 @@ def test_axi_reader(name: str, clients: int) -> None:
     run(AxiReader(config=config, clients=clients), "verif.axi_reader_tb", config=asdict(config), clients=clients)
 
 
-@pytest.mark.parametrize(("name", "clients"), [("tiny", 2), ("paper", 2), ("single", 3), ("wide", 1)])
+@pytest.mark.parametrize(("name", "clients"), [("tiny", 4), ("paper", 2), ("single", 3), ("wide", 1)])
 def test_axi_writer(name: str, clients: int) -> None:
     config = CONFIGS[name]
     run(AxiWriter(config=config, clients=clients), "verif.axi_writer_tb", config=asdict(config), clients=clients)

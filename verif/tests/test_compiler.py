@@ -1096,6 +1096,17 @@ def test_hazards() -> None:
     assert emitted((load, [], [A], {}), raw, (vector, [A], [], {}))[2] == ({(Unit.LOAD, "queue")}, 0)
     assert emitted((load, [], [A], {}), raw, raw, (vector, [A], [], {}))[3] == (set(), 0)
     assert emitted((load, [], [A], {}), (Opcode.LOAD_RAW, [A], [A], {}))[1] == (set(), 0)
+    # STORE_RAW has a unit of its own.
+    tensor, other = Region("memory t", 0, 10), Region("memory t", 10, 20)
+    store_raw = (Opcode.STORE_RAW, [A], [tensor], {})
+    assert emitted(store_raw, (Opcode.LOAD_RAW, [tensor], [B], {}))[1] == ({Unit.STORE_RAW}, 0)
+    assert emitted(store_raw, (Opcode.LOAD_RAW, [other], [B], {}))[1] == (set(), 0)
+    assert emitted(store_raw, (Opcode.LOAD_RAW, [other], [BOTH], {}))[1] == ({Unit.STORE_RAW}, 0)
+    assert emitted(store_raw, (vector, [B], [BOTH], {}))[1] == ({Unit.STORE_RAW}, 0)
+    assert emitted(store_raw, (store, [A], [other], {}))[1] == (set(), 0)
+    assert emitted((store, [A], [tensor], {}), store_raw)[1] == ({Unit.STORE}, 0)
+    raw_queue = {(Unit.STORE_RAW, "queue")}
+    assert emitted(store_raw, (Opcode.STORE_RAW, [B], [other], {}), (vector, [], [A], {}))[2] == (raw_queue, 0)
     # What has been waited for is over, for good; others are not.
     assert emitted((load, [], [A], {}), (vector, [A], [], {}), (store, [A], [], {}))[2] == (set(), 0)
     both = emitted((load, [], [A], {}), (drain, [], [B], {}), (vector, [A], [], {}), (store, [A, B], [], {}))

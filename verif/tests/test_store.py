@@ -1,9 +1,10 @@
-"""STORE unit, see `verif/plans/store.md`."""
+"""STORE and STORE_RAW units, see `verif/plans/store.md` and `verif/plans/store_raw.md`."""
 
 import pytest
 
 from lnpu.config import TINY, ChipConfig
 from lnpu.mem.store import StoreUnit
+from lnpu.mem.store_raw import StoreRawUnit
 from verif.runner import run
 
 CONFIGS = [
@@ -22,4 +23,20 @@ def test_store(config):
         beat=config.beat,
         axi_bits=config.axi_bits,
         address_bits=config.address_bits,
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [*CONFIGS, ChipConfig(beat=16, lanes=16, burst_beats=4)],
+    ids=lambda config: f"{config.beat}x{config.axi_bits}",
+)
+def test_store_raw(config):
+    run(
+        StoreRawUnit(config=config),
+        "verif.store_raw_tb",
+        beat=config.beat,
+        axi_bits=config.axi_bits,
+        address_bits=config.address_bits,
+        burst_beats=config.burst_beats,
     )
