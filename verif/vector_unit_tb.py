@@ -609,14 +609,14 @@ async def throughput(dut):
                 gaps = {after - before for (before, _), (after, _) in pairwise(accesses)}
                 assert gaps <= {1}, f"{name}: {gaps}, not a beat a cycle"
             dut._log.info(f"{name}: {beats} beats in {bench.busy} cycles")
-            assert bench.busy - beats <= 11, f"{name}: {bench.busy} cycles"
+            assert bench.busy - beats <= 12, f"{name}: {bench.busy} cycles"
     # Rows of b and c for all inner indices, and b that is a.
     still = {"outer": 2, "inner": 30, "b_inner": 0, "c_inner": 0}
     await bench.run(base | still | {"op": VectorOp.MULADD.value})
-    assert [len(bench.reads[name]) for name in "abc"] == [60, 2, 2] and bench.busy <= 60 + 11, f"{bench.busy} cycles"
+    assert [len(bench.reads[name]) for name in "abc"] == [60, 2, 2] and bench.busy <= 60 + 12, f"{bench.busy} cycles"
     square = {"b": base["a"], "op": VectorOp.MUL.value}
     await bench.run(base | square)
-    assert len(bench.reads["a"]) == beats and bench.busy <= beats + 11, f"{bench.busy} cycles"
+    assert len(bench.reads["a"]) == beats and bench.busy <= beats + 12, f"{bench.busy} cycles"
     for op in DIVISIONS:
         await bench.run(base | {"op": op.value, "outer": 1})
         dut._log.info(f"{op.name}: 4 beats in {bench.busy} cycles")

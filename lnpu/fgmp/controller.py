@@ -116,8 +116,9 @@ class FgmpController(Block):
         taken = {}
         for name in COUNTS:
             sum_, total = Signal(COUNT_BITS, name=f"sum_{name}"), Signal(COUNT_BITS + 1, name=f"total_{name}")
-            m.d.comb += total.eq(Mux(take, 0, sum_) + self.store[name])
-            m.d.sync += sum_.eq(total[:COUNT_BITS] | total[COUNT_BITS].replicate(COUNT_BITS))
+            m.d.comb += total.eq(sum_ + self.store[name])
+            saturated = total[:COUNT_BITS] | total[COUNT_BITS].replicate(COUNT_BITS)
+            m.d.sync += sum_.eq(Mux(take, self.store[name], saturated))  # `take` comes last
             taken[name] = Signal(COUNT_BITS, name=f"taken_{name}", reset_less=True)
             with m.If(take):
                 m.d.sync += taken[name].eq(sum_)

@@ -9,6 +9,8 @@ from lnpu.hdl import Block
 __all__ = ["Quantizer"]
 
 E4M3_MAX = 0x7E  # 448
+ROUNDS_TO_MAX = 0x5F40  # FP16 magnitude 464, the largest that is not rounded beyond 448
+ROUNDS_TO_ZERO = 0x1400  # 2^-10, the largest that is rounded to zero
 
 
 class Quantizer(Block):
@@ -90,7 +92,7 @@ class Quantizer(Block):
         rounded = Signal(7)
         m.d.comb += [
             is_normal.eq(exponent >= 9),
-            beyond.eq(is_normal & (normal > E4M3_MAX)),
+            beyond.eq(magnitude > ROUNDS_TO_MAX),
             rounded.eq(Mux(is_normal, Mux(beyond, E4M3_MAX, normal[:7]), subnormal)),
         ]
 
@@ -116,7 +118,7 @@ class Quantizer(Block):
             less.eq(magnitude < self.lo),
             wants_fp8.eq(Mux(less, self.below == 1, (magnitude <= self.hi) | self.above)),
             to_fp8.eq(finite & wants_fp8 & (~beyond | less | self.above)),
-            to_zero.eq(is_zero | (to_fp8 & (rounded == 0)) | (finite & less & self.below[1])),
+            to_zero.eq(is_zero | (to_fp8 & (magnitude <= ROUNDS_TO_ZERO)) | (finite & less & self.below[1])),
             self.underflow.eq(to_zero & ~is_zero),
             self.fp8.eq(Cat(rounded, sign)),
         ]

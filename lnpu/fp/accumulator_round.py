@@ -94,10 +94,10 @@ class AccumulatorRound(Block):
         fp16_1 = keep(self.fp16, "fp16_1")
         saturate_1 = keep(self.saturate, "saturate_1")
 
-        # 2, 3: normalise, by multiples of 16 and by the rest: 24 bits, guard and sticky. The biased exponent of the
-        # highest bit (of u) is `less` + 1 less what they were shifted by.
+        # 2, 3: normalise, by multiples of 32 and by the rest: 24 bits, guard and sticky. The biased exponent of the
+        # highest bit (of u) is `less` + 1 less what they were shifted by, which is `distance` below the smallest one.
         levels = (self.acc_bits - 1).bit_length()
-        coarse, rest, count = normalise(m, sum_1, keep=25, sign=sign_1, levels=range(4, levels), name="coarse")
+        coarse, rest, count = normalise(m, sum_1, keep=25, sign=sign_1, levels=range(5, levels), name="coarse")
         coarse_2 = keep(coarse, "coarse_2")
         rest_2 = keep(rest, "rest_2")
         count_2 = keep(count, "count_2")
@@ -111,10 +111,11 @@ class AccumulatorRound(Block):
         fp16_2 = keep(fp16_1, "fp16_2")
         saturate_2 = keep(saturate_1, "saturate_2")
 
-        normal, rest, count = normalise(m, coarse_2, keep=25, sign=sign_2, levels=range(4), name="normal")
+        normal, rest, count = normalise(m, coarse_2, keep=25, sign=sign_2, levels=range(5), name="normal")
         significand_3 = keep(Cat(rest | rest_2, normal), "significand_3")
-        count_3 = keep(Cat(count, count_2), "count_3")
-        less_3 = keep(less_2, "less_3")
+        distance = Signal(signed(14))
+        m.d.comb += distance.eq(Cat(count, count_2) - less_2)
+        distance_3 = keep(distance, "distance_3")
         sign_3 = keep(sign_2, "sign_3")
         nan_3 = keep(nan_2, "nan_3")
         infinite_3 = keep(infinite_2, "infinite_3")
@@ -124,23 +125,19 @@ class AccumulatorRound(Block):
 
         # 4: align to the format's precision and smallest exponent. A zero goes through all this as a tiny number.
         zero = Signal()
-        biased = Signal(signed(14))
-        distance = Signal(signed(14))
         amount = Signal(5)
         field = Signal(8)
         beyond = Signal()
         m.d.comb += [
             zero.eq(significand_3[-1] == sign_3),
-            biased.eq(less_3 - count_3 + 1),
-            distance.eq(count_3 - less_3),  # below the smallest exponent
-            beyond.eq(biased >= Mux(fp16_3, 31, 255)),
+            beyond.eq(distance_3 <= Mux(fp16_3, 1 - 31, 1 - 255)),
         ]
-        with m.If(zero | (distance > 31)):
+        with m.If(zero | (distance_3 > 31)):
             m.d.comb += amount.eq(31)
-        with m.Elif(distance > 0):
-            m.d.comb += amount.eq(distance)
+        with m.Elif(distance_3 > 0):
+            m.d.comb += amount.eq(distance_3)
         with m.Else():
-            m.d.comb += field.eq(biased)
+            m.d.comb += field.eq(1 - distance_3)
         precise = Signal(26)
         narrow = Cat(significand_3[:14].any(), significand_3[14:], sign_3.replicate(13))
         m.d.comb += precise.eq(Mux(fp16_3, narrow, significand_3))

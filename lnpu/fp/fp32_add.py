@@ -27,7 +27,7 @@ class Fp32Add(Block):
         FP32 pattern.
     """
 
-    LATENCY = 3
+    LATENCY = 4
     """Enabled cycles from operands to result."""
 
     def __init__(self) -> None:
@@ -39,66 +39,70 @@ class Fp32Add(Block):
         def keep(value, name):
             return register(m, self.enable, value, name=name)
 
-        # 1: the larger magnitude first, the other aligned to it. Three bits (guard, round, sticky) below.
+        # 1: the larger magnitude first.
         b_sign = self.b[31] ^ self.subtract
+        a = unpack(m, self.a, exponent_bits=8, fraction_bits=23, name="a")
+        b = unpack(m, self.b, exponent_bits=8, fraction_bits=23, name="b")
         swap = Signal()
-        larger, smaller = Signal(32), Signal(32)
-        m.d.comb += [
-            swap.eq(self.b[:31] > self.a[:31]),
-            larger.eq(Mux(swap, Cat(self.b[:31], b_sign), self.a)),
-            smaller.eq(Mux(swap, self.a, Cat(self.b[:31], b_sign))),
-        ]
-        x = unpack(m, larger, exponent_bits=8, fraction_bits=23, name="larger")
-        y = unpack(m, smaller, exponent_bits=8, fraction_bits=23, name="smaller")
+        opposite = Signal()
+        m.d.comb += [swap.eq(self.b[:31] > self.a[:31]), opposite.eq(a.sign ^ b_sign)]
+        sign_1 = keep(Mux(swap, b_sign, a.sign), "sign_1")
+        opposite_1 = keep(opposite, "opposite_1")
+        exponent_1 = keep(Mux(swap, b.exponent, a.exponent), "exponent_1")
+        significand_1 = keep(Mux(swap, b.significand, a.significand), "significand_1")
+        lesser_exponent_1 = keep(Mux(swap, a.exponent, b.exponent), "lesser_exponent_1")
+        lesser_significand_1 = keep(Mux(swap, a.significand, b.significand), "lesser_significand_1")
+        nan_1 = keep(a.nan | b.nan | (a.infinite & b.infinite & opposite), "nan_1")
+        infinite_1 = keep(a.infinite | b.infinite, "infinite_1")
+
+        # 2: the other aligned to it. Three bits (guard, round, sticky) below.
         distance = Signal(8)
         amount = Signal(5)
-        opposite = Signal()
         m.d.comb += [
-            distance.eq(x.exponent - y.exponent),
+            distance.eq(exponent_1 - lesser_exponent_1),
             amount.eq(Mux(distance[5:].any(), 31, distance[:5])),
-            opposite.eq(x.sign ^ y.sign),
         ]
-        aligned = shift_right_sticky(m, Cat(Const(0, 3), y.significand), amount, name="align")
-
-        sign_1 = keep(x.sign, "sign_1")
-        opposite_1 = keep(opposite, "opposite_1")
-        exponent_1 = keep(x.exponent, "exponent_1")
-        significand_1 = keep(x.significand, "significand_1")
-        aligned_1 = keep(aligned, "aligned_1")
-        nan_1 = keep(x.nan | y.nan | (x.infinite & y.infinite & opposite), "nan_1")
-        infinite_1 = keep(x.infinite, "infinite_1")
-
-        # 2: sum and its leading zeros.
-        total = Signal(28)
-        m.d.comb += total.eq(Cat(Const(0, 3), significand_1) + Mux(opposite_1, ~aligned_1, aligned_1)[:27] + opposite_1)
-        # In a difference the carry of the two's complement sum goes.
-        magnitude = Signal(28)
-        m.d.comb += magnitude.eq(Cat(total[:27], total[27] & ~opposite_1))
-
-        sum_2 = keep(magnitude, "sum_2")
-        zeros_2 = keep(leading_zeros(magnitude), "zeros_2")
-        # A difference of equal numbers is +0; a sum of zeros keeps their sign.
-        sign_2 = keep(sign_1 & ~(opposite_1 & ~magnitude.any()), "sign_2")
+        aligned = shift_right_sticky(m, Cat(Const(0, 3), lesser_significand_1), amount, name="align")
+        aligned_2 = keep(aligned, "aligned_2")
+        sign_2 = keep(sign_1, "sign_2")
+        opposite_2 = keep(opposite_1, "opposite_2")
         exponent_2 = keep(exponent_1, "exponent_2")
+        significand_2 = keep(significand_1, "significand_2")
         nan_2 = keep(nan_1, "nan_2")
         infinite_2 = keep(infinite_1, "infinite_2")
 
-        # 3: normalise, but not below the smallest exponent; round.
+        # 3: sum and its leading zeros.
+        total = Signal(28)
+        m.d.comb += total.eq(Cat(Const(0, 3), significand_2) + Mux(opposite_2, ~aligned_2, aligned_2)[:27] + opposite_2)
+        # In a difference the carry of the two's complement sum goes.
+        magnitude = Signal(28)
+        m.d.comb += magnitude.eq(Cat(total[:27], total[27] & ~opposite_2))
+
+        sum_3 = keep(magnitude, "sum_3")
+        zeros_3 = keep(leading_zeros(magnitude), "zeros_3")
+        # A difference of equal numbers is +0; a sum of zeros keeps their sign.
+        sign_3 = keep(sign_2 & ~(opposite_2 & ~magnitude.any()), "sign_3")
+        exponent_3 = keep(exponent_2, "exponent_3")
+        nan_3 = keep(nan_2, "nan_3")
+        # The largest exponent and a carry; where only rounding carries, the fraction becomes zero by itself.
+        infinite_3 = keep(infinite_2 | (exponent_2[1:].all() & magnitude[27]), "infinite_3")
+
+        # 4: normalise, but not below the smallest exponent; round.
         shift = Signal(5)
         normal = Signal(28)
         field = Signal(8)
         m.d.comb += [
-            shift.eq(Mux(zeros_2 > exponent_2, exponent_2, zeros_2)),
-            normal.eq(sum_2 << shift),
-            field.eq(Mux(normal[27], exponent_2 + 1 - shift, 0)),
+            shift.eq(Mux(zeros_3 > exponent_3, exponent_3, zeros_3)),
+            normal.eq(sum_3 << shift),
+            field.eq(Mux(normal[27], exponent_3 + 1 - shift, 0)),
         ]
         rounded = round_packed(m, Cat(normal[4:27], field), normal[3], normal[:3].any(), name="sum")
         result = Signal(32)
-        with m.If(nan_2):
+        with m.If(nan_3):
             m.d.comb += result.eq(F32_NAN)
-        with m.Elif(infinite_2 | rounded[23:].all()):
-            m.d.comb += result.eq(Cat(Const(0, 23), Const(0xFF, 8), sign_2))
+        with m.Elif(infinite_3):
+            m.d.comb += result.eq(Cat(Const(0, 23), Const(0xFF, 8), sign_3))
         with m.Else():
-            m.d.comb += result.eq(Cat(rounded, sign_2))
-        m.d.comb += self.o.eq(keep(result, "result_3"))
+            m.d.comb += result.eq(Cat(rounded, sign_3))
+        m.d.comb += self.o.eq(keep(result, "result_4"))
         return m

@@ -2,12 +2,17 @@
 
 from amaranth.hdl import Module, Mux, Signal, Value
 
-__all__ = ["equal", "greater", "is_nan"]
+__all__ = ["equal", "greater", "is_nan", "positive"]
 
 
 def is_nan(x: Value) -> Value:
     """Whether the FP32 pattern `x` is a NaN."""
     return x[23:31].all() & x[:23].any()
+
+
+def positive(x: Value) -> Value:
+    """Whether FP32 `x` is greater than 0."""
+    return ~x[31] & x[:31].any() & ~is_nan(x)
 
 
 def equal(a: Value, b: Value) -> Value:

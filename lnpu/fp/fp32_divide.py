@@ -88,7 +88,7 @@ class Fp32DivideSqrt(Block):
             inexact.eq(remainder.any()),
             leading.eq(Mux(quotient[-1], Cat(quotient[0] | inexact, quotient[1:]), Cat(inexact, quotient[:-1]))),
             result_exponent.eq(exponent - ~quotient[-1]),
-            distance.eq(1 - result_exponent),
+            distance.eq(Cat(quotient[-1], ~quotient[-1]) - exponent),  # 1 - result_exponent
         ]
         with m.If(distance > 31):
             m.d.comb += amount.eq(31)
@@ -138,7 +138,7 @@ class Fp32DivideSqrt(Block):
                     with m.If(~exponent[0]):  # an odd power of two (the bias is odd), half of which rounds down
                         m.d.sync += remainder.eq(remainder << 1)
                 with m.Else():
-                    m.d.sync += exponent.eq(exponent - operand_exponent + 127)
+                    m.d.sync += exponent.eq((exponent - operand.exponent + 127) + count)  # the count comes last
                 m.next = "STEP"
             with m.State("STEP"):
                 with m.If(difference[-1]):

@@ -1,6 +1,6 @@
 """FP32 multiplier."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib.wiring import In, Out
 
 from lnpu.formats import F32_NAN
@@ -41,28 +41,28 @@ class Fp32Multiply(Block):
         a = unpack(m, self.a, exponent_bits=8, fraction_bits=23, name="a")
         b = unpack(m, self.b, exponent_bits=8, fraction_bits=23, name="b")
         product_1 = keep(a.significand * b.significand, "product_1")
-        zeros_1 = keep(leading_zeros(a.significand) + leading_zeros(b.significand), "zeros_1")
-        # The left shift that makes the exponent of a one in the product's highest bit 1, the smallest there is.
-        room_1 = keep(a.exponent + b.exponent - 127, "room_1")
+        # Those of two subnormal factors do not matter: they leave no room.
+        zeros_1 = keep(leading_zeros(a.significand) | leading_zeros(b.significand), "zeros_1")
+        # The left shift that makes the exponent of a one in the product's highest bit 1, the smallest there is; and 32.
+        room_1 = keep(a.exponent + b.exponent - (127 - 32), "room_1")
         sign_1 = keep(a.sign ^ b.sign, "sign_1")
         zero_1 = keep(a.zero | b.zero, "zero_1")
         infinite_1 = keep(a.infinite | b.infinite, "infinite_1")
         nan_1 = keep(a.nan | b.nan | (a.infinite & b.zero) | (a.zero & b.infinite), "nan_1")
 
         # 2: shift by the zeros, but no further than there is room. Where the room is negative, that is to the right:
-        # the product begins 31 bits below the top. Of it 26 bits matter, and whether there are ones below.
+        # the product begins 32 bits below the top. Of it 26 bits matter, and whether there are ones below.
         tight = Signal()
-        shift = Signal(signed(10))
+        needed = Cat(zeros_1, Const(1, 1))
         amount = Signal(6)
         m.d.comb += [
-            tight.eq(room_1 < zeros_1),
-            shift.eq(Mux(tight, room_1, zeros_1)),
-            amount.eq(Mux(shift < -31, 0, shift + 31)),
+            tight.eq(room_1 < needed),
+            amount.eq(Mux(tight, Mux(room_1 < 0, 0, room_1), needed)),
         ]
-        shifted, rest = shift_left(m, Cat(product_1, Const(0, 31)), amount, keep=26, name="shifted")
+        shifted, rest = shift_left(m, Cat(product_1, Const(0, 32)), amount, keep=26, name="shifted")
         shifted_2 = keep(shifted, "shifted_2")
         rest_2 = keep(rest, "rest_2")
-        exponent_2 = keep(Mux(tight, 1, room_1 + 1 - zeros_1)[:9], "exponent_2")
+        exponent_2 = keep(Mux(tight, 1, room_1 + 1 - needed)[:9], "exponent_2")
         sign_2 = keep(sign_1, "sign_2")
         zero_2 = keep(zero_1, "zero_2")
         infinite_2 = keep(infinite_1, "infinite_2")

@@ -88,31 +88,30 @@ class SingleToHalf(Block):
         def keep(value, name):
             return register(m, self.enable, value, name=name)
 
-        # 1: normalise: 11 bits, guard and sticky, and the exponent of the highest bit.
+        # 1: normalise: 11 bits, guard and sticky, and how far the highest bit is below the smallest exponent.
         single = unpack(m, self.i, exponent_bits=8, fraction_bits=23, name="single")
         normal, rest, count = normalise(m, single.significand, keep=12, name="normal")
-        exponent = Signal(signed(10))  # biased
-        m.d.comb += exponent.eq((single.exponent - self.scale - (127 - 15)) - count)
+        distance = Signal(signed(10))
+        m.d.comb += distance.eq(count - (single.exponent - self.scale - (127 - 15 + 1)))
         significand_1 = keep(Cat(rest, normal), "significand_1")
-        exponent_1 = keep(exponent, "exponent_1")
+        distance_1 = keep(distance, "distance_1")
         sign_1 = keep(single.sign, "sign_1")
         nan_1 = keep(single.nan, "nan_1")
         infinite_1 = keep(single.infinite, "infinite_1")
         zero_1 = keep(single.zero, "zero_1")
         saturate_1 = keep(self.saturate, "saturate_1")
 
-        # 2: align to the smallest exponent, and round.
-        distance = Signal(signed(10))  # below the smallest exponent
+        # 2: align to the smallest exponent, and round. From the largest number, all ones, a guard bit rounds up.
         amount = Signal(4)
         field = Signal(5)
         beyond = Signal()
-        m.d.comb += [distance.eq(1 - exponent_1), beyond.eq(exponent_1 >= 31)]
-        with m.If(distance > 15):
+        m.d.comb += beyond.eq((distance_1 < -29) | ((distance_1 == -29) & significand_1[1:].all()))
+        with m.If(distance_1 > 15):
             m.d.comb += amount.eq(15)
-        with m.Elif(distance > 0):
-            m.d.comb += amount.eq(distance)
+        with m.Elif(distance_1 > 0):
+            m.d.comb += amount.eq(distance_1)
         with m.Else():
-            m.d.comb += field.eq(exponent_1)
+            m.d.comb += field.eq(1 - distance_1)
         aligned = shift_right_sticky(m, significand_1, amount, name="align")
         rounded = round_packed(m, Cat(aligned[2:12], field), aligned[1], aligned[0], name="half")
         result = Signal(16)
@@ -122,7 +121,7 @@ class SingleToHalf(Block):
             m.d.comb += result.eq(Cat(Const(F16_INF, 15), sign_1))
         with m.Elif(zero_1):
             m.d.comb += result.eq(Cat(Const(0, 15), sign_1))
-        with m.Elif(beyond | rounded[10:].all()):
+        with m.Elif(beyond):
             m.d.comb += result.eq(Cat(Mux(saturate_1, F16_INF - 1, F16_INF)[:15], sign_1))
         with m.Else():
             m.d.comb += result.eq(Cat(rounded, sign_1))

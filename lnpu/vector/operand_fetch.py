@@ -57,7 +57,9 @@ class OperandFetch(Block):
         asking = Signal()
         arriving = Signal()  # the row asked for is on the port
         kept = Signal(range(3))  # rows in hand beside it
-        asked, taken, end = Signal(), Signal(), Signal()
+        asked, taken = Signal(), Signal()
+        end = Signal(reset_less=True)  # the next row is the last of its inner loop
+        single = self.still | (self.inner == 1)
         inner_left = Signal(16, reset_less=True)
         outer_left = Signal(16, reset_less=True)
         walk = place(m, "walk", StridedAddress())
@@ -68,17 +70,17 @@ class OperandFetch(Block):
             walk.outer_stride.eq(self.outer_stride),
             walk.step.eq(asked),
             walk.wrap.eq(end),
-            end.eq(self.still | (inner_left == 1)),
             self.read.request.valid.eq(asking & (kept + arriving < 2)),
             self.read.request.payload.eq(walk.address),
             asked.eq(self.read.request.valid & self.read.request.ready),
         ]
         with m.If(self.start):
-            m.d.sync += [asking.eq(1), inner_left.eq(self.inner), outer_left.eq(self.outer)]
+            m.d.sync += [asking.eq(1), inner_left.eq(self.inner), outer_left.eq(self.outer), end.eq(single)]
         with m.Elif(asked):
-            m.d.sync += inner_left.eq(inner_left - 1)
+            m.d.sync += [inner_left.eq(inner_left - 1), end.eq(inner_left == 2)]
             with m.If(end):
                 m.d.sync += [inner_left.eq(self.inner), outer_left.eq(outer_left - 1), asking.eq(outer_left != 1)]
+                m.d.sync += end.eq(single)
 
         row = vmem_row(self.config)
         first, second = (Signal(row, name=name, reset_less=True) for name in ("first", "second"))

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 from lnpu.ctrl.commands import VectorOp
 from lnpu.formats import F32_NAN
 from lnpu.fp.fp32_add import Fp32Add
-from lnpu.fp.fp32_compare import equal, greater, is_nan
+from lnpu.fp.fp32_compare import equal, greater, is_nan, positive
 from lnpu.fp.fp32_multiply import Fp32Multiply
 from lnpu.hdl import Block, place
 
@@ -74,38 +74,34 @@ class VectorLane(Block):
             add.subtract.eq(self.op == VectorOp.SUB),
         ]
 
-        # One comparison serves all: a with b, b with 0, or b with c.
-        left = Signal(32)
-        right = Signal(32)
-        with m.Switch(self.op):
-            with m.Case(VectorOp.KEEP_POSITIVE):
-                m.d.comb += [left.eq(self.b), right.eq(0)]
-            with m.Case(VectorOp.KEEP_EQUAL):
-                m.d.comb += [left.eq(self.b), right.eq(self.c)]
-            with m.Case(VectorOp.MIN):
-                m.d.comb += [left.eq(self.b), right.eq(self.a)]
-            with m.Default():
-                m.d.comb += [left.eq(self.a), right.eq(self.b)]
-        is_greater = Signal()
-        is_equal = Signal()
+        # What is selected does not wait for the operation: a with b is compared in any case.
+        a_greater, b_greater = Signal(), Signal()
         unordered = Signal()
         m.d.comb += [
-            is_greater.eq(greater(m, left, right)),
-            is_equal.eq(equal(left, right)),
-            unordered.eq(is_nan(left) | is_nan(right)),
+            a_greater.eq(greater(m, self.a, self.b)),
+            b_greater.eq(greater(m, self.b, self.a)),
+            unordered.eq(is_nan(self.a) | is_nan(self.b)),
         ]
-        selected = Signal(32, reset_less=True)
-        with m.If(self.enable), m.Switch(self.op):
-            with m.Case(VectorOp.MAX, VectorOp.MIN):
-                m.d.sync += selected.eq(Mux(unordered, F32_NAN, Mux(is_greater, self.a, self.b)))
+        take_a, take_b = Signal(), Signal()
+        constant = Signal(32)
+        with m.Switch(self.op):
+            with m.Case(VectorOp.MAX):
+                m.d.comb += [take_a.eq(a_greater), take_b.eq(~a_greater & ~unordered)]
+                m.d.comb += constant.eq(Mux(unordered, F32_NAN, 0))
+            with m.Case(VectorOp.MIN):
+                m.d.comb += [take_a.eq(b_greater), take_b.eq(~b_greater & ~unordered)]
+                m.d.comb += constant.eq(Mux(unordered, F32_NAN, 0))
             with m.Case(VectorOp.KEEP_POSITIVE):
-                m.d.sync += selected.eq(Mux(is_greater, self.a, 0))
+                m.d.comb += take_a.eq(positive(self.b))
             with m.Case(VectorOp.KEEP_EQUAL):
-                m.d.sync += selected.eq(Mux(is_equal, self.a, 0))
+                m.d.comb += take_a.eq(equal(self.b, self.c))
             with m.Case(VectorOp.GREATER_EQUAL):
-                m.d.sync += selected.eq(Mux(is_greater | is_equal, ONE, 0))
+                m.d.comb += constant.eq(Mux(unordered | b_greater, 0, ONE))
             with m.Default():
-                m.d.sync += selected.eq(self.a)
+                m.d.comb += take_a.eq(1)
+        selected = Signal(32, reset_less=True)
+        with m.If(self.enable):
+            m.d.sync += selected.eq(Mux(take_a, self.a, 0) | Mux(take_b, self.b, 0) | constant)
 
         with m.Switch(self.op):
             with m.Case(VectorOp.ADD, VectorOp.SUB, VectorOp.MULADD, VectorOp.ADD_UNMASKED):

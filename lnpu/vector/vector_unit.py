@@ -8,7 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import READS_B, READS_C, Opcode, VectorOp, layout_of
-from lnpu.fp.fp32_compare import is_nan
+from lnpu.fp.common import register
+from lnpu.fp.fp32_compare import is_nan, positive
 from lnpu.fp.fp32_divide import Fp32DivideSqrt
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, command_stream, vmem_read_signature, vmem_row, vmem_write
@@ -141,18 +142,19 @@ class VectorUnit(Block):
         inner_left = Signal(16, reset_less=True)
         outer_left = Signal(16, reset_less=True)
         first = Signal(reset_less=True)
-        end = Signal()
+        end = Signal(reset_less=True)
+        single = command.inner == 1
         m.d.comb += [
             take.eq(arrived & enable & ~dividing & operands_ready),
             ask.eq(asking & (~arrived | take)),
-            end.eq(inner_left == 1),
         ]
         with m.If(start):
             m.d.sync += [asking.eq(1), inner_left.eq(command.inner), outer_left.eq(command.outer), first.eq(1)]
+            m.d.sync += end.eq(single)
         with m.Elif(ask):
-            m.d.sync += [inner_left.eq(inner_left - 1), first.eq(end)]
+            m.d.sync += [inner_left.eq(inner_left - 1), first.eq(end), end.eq(inner_left == 2)]
             with m.If(end):
-                m.d.sync += [inner_left.eq(command.inner), outer_left.eq(outer_left - 1)]
+                m.d.sync += [inner_left.eq(command.inner), outer_left.eq(outer_left - 1), end.eq(single)]
                 with m.If(outer_left == 1):
                     m.d.sync += asking.eq(0)
         with m.If(ask):
@@ -181,7 +183,7 @@ class VectorUnit(Block):
         shared = Signal(reset_less=True)  # b's rows are those of a
         m.d.sync += shared.eq(reads_b & b_is_a)
         ready = []
-        for name, register, needed, still in (
+        for name, operand, needed, still in (
             ("a", a, ~rounding, Const(0, 1)),
             ("b", b, reads_b & ~b_is_a, still_b),
             ("c", c, reads_c, still_c),
@@ -205,7 +207,7 @@ class VectorUnit(Block):
             wiring.connect(m, fetch.read, wiring.flipped(getattr(self, f"read_{name}")))
             ready.append(~due | fetch.rows.valid)
             with m.If(take & due):
-                m.d.sync += register.eq(fetch.rows.payload)
+                m.d.sync += operand.eq(fetch.rows.payload)
                 if name == "a":
                     with m.If(shared):
                         m.d.sync += b.eq(fetch.rows.payload)
@@ -242,11 +244,12 @@ class VectorUnit(Block):
                     m.next = "IDLE"
         m.d.comb += dividing.eq(~division.ongoing("IDLE"))
 
-        # Lanes. beats[k] goes with the elements that entered the lanes k enabled cycles before.
+        # Lanes, and a register behind them. beats[k] goes with the elements that entered the lanes k enabled cycles
+        # before.
         exact = place(m, "exact_sums", ExactSums(config=config))
-        taps = {op: VectorLane.latency(op) for op in VectorOp}
+        taps = {op: VectorLane.latency(op) + 1 for op in VectorOp}
         taps[VectorOp.SUM] = ExactSums.LATENCY
-        taps[VectorOp.SUM_OUT] = ExactSums.ROUND_LATENCY - 1  # they skip the operand registers
+        taps[VectorOp.SUM_OUT] = ExactSums.ROUND_LATENCY  # they skip the operand registers
         beats = [Signal(BEAT, name=f"beat{k}") for k in range(max(taps.values()) + 1)]
         with m.If(enable):
             m.d.sync += beats[0].valid.eq(Mux(divides, divided, take))
@@ -257,7 +260,7 @@ class VectorUnit(Block):
             m.d.sync += [beat.valid.eq(0) for beat in beats]
         # keeps[k] likewise: which elements' c is positive.
         keeps = [Signal(config.beat, name=f"keep{k}", reset_less=True) for k in range(len(beats))]
-        m.d.comb += keeps[0].eq(Cat(~x[31] & x[:31].any() & ~is_nan(x) for x in c))
+        m.d.comb += keeps[0].eq(Cat(positive(x) for x in c))
         with m.If(enable):
             m.d.sync += [after.eq(before) for before, after in pairwise(keeps)]
         result, keep = Signal(BEAT), Signal(config.beat)
@@ -271,7 +274,7 @@ class VectorUnit(Block):
         result_row = Signal(row)
         for i in range(config.beat):
             lane = place(m, f"lane{i}", VectorLane())
-            computed = Signal(32, name=f"computed{i}")
+            computed = register(m, enable, Mux(rounding, exact.o[i], lane.o), name=f"computed{i}")
             negative = Signal(name=f"negative{i}")  # a zero too, a NaN not
             m.d.comb += [
                 lane.enable.eq(enable),
@@ -279,7 +282,6 @@ class VectorUnit(Block):
                 lane.a.eq(a[i]),
                 lane.b.eq(b[i]),
                 lane.c.eq(c[i]),
-                computed.eq(Mux(rounding, exact.o[i], lane.o)),
                 negative.eq(computed[31] & ~is_nan(computed)),
                 result_row[i].eq(Mux((command.rectify & negative) | (masked & ~keep[i]), 0, computed)),
             ]

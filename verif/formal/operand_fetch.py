@@ -26,6 +26,7 @@ _PEEKS = {
     "first": _ROW,
     "second": _ROW,
     "line": 16,
+    "end": 1,
 }
 
 
@@ -118,6 +119,7 @@ class FetchesOnce(Block):
                     ~active | (self.peek_line == line),
                     ~active | (self.peek_outer_left == (kept["outer"] - o)[:16]),
                     ~active | (o < kept["outer"]),
+                    ~active | (self.peek_end == (kept["still"] | (i + 1 == kept["inner"]))),
                     ~active
                     | kept["still"]
                     | ((self.peek_inner_left == (kept["inner"] - i)[:16]) & (i < kept["inner"])),
