@@ -46,6 +46,8 @@ class ChipConfig:
         Accumulator width: two's complement with an LSB of 2^-48. 81 + t bits hold any 2^t products exactly; 84 to 128.
     vmem_rows : int
         Rows (of `beat` FP32 elements) of the vector memory, 256 to 65536.
+    vmem_banks : int
+        Banks that they are spread over, 4 or 8: each has a read and a write a cycle.
     sum_rows : int
         Rows (of `beat` channels) of the vector unit's exact accumulators, 2 to 1024.
     reads_in_flight, writes_in_flight : int
@@ -68,6 +70,7 @@ class ChipConfig:
     psum_rows: int = 64
     acc_bits: int = 97
     vmem_rows: int = 4096
+    vmem_banks: int = 4
     sum_rows: int = 128
     reads_in_flight: int = 8
     writes_in_flight: int = 8
@@ -113,6 +116,7 @@ class ChipConfig:
         ):
             value = getattr(self, name)
             _check(name, value, f"{low} to {high}", isinstance(value, int) and low <= value <= high)
+        _check("vmem_banks", self.vmem_banks, "4 or 8", self.vmem_banks in (4, 8))
         _check(
             "burst_beats",
             self.burst_beats,
@@ -180,6 +184,7 @@ PAPER = ChipConfig(
     dense_rows=192,
     psum_rows=64,
     vmem_rows=4688,
+    vmem_banks=8,
     sum_rows=64,
     reads_in_flight=16,
     writes_in_flight=16,

@@ -12,10 +12,10 @@ WRITES = ("write_load", "write_load_dense", "write_drain", "write_vector")
 READS = ("read_store", "read_store_raw", "read_a", "read_b", "read_c")
 HELD = ("read_store", "read_store_raw")
 """Their rows stay until their next ones; the others' are there for one cycle."""
-BANKS = 4
 
 CONFIG = TINY.replace(**parameters()["config"])
 ROWS = CONFIG.vmem_rows
+BANKS = CONFIG.vmem_banks
 LAYOUT = vmem_write(CONFIG)
 ROW_BITS = 32 * CONFIG.beat
 

@@ -11,7 +11,6 @@ from typing import Any
 from lnpu.config import ChipConfig
 from lnpu.energy.memory import DRAM_BIT, FP32, NODE_45, Node, sram_bit
 from lnpu.formats import LOW_BITS, psum_layout
-from lnpu.vector.vector_memory import BANKS
 
 __all__ = ["COMPONENTS", "Costs", "clock_of", "step_energy"]
 
@@ -69,7 +68,7 @@ def macro_bytes(config: ChipConfig) -> dict[str, float]:
         "dense_flag": config.dense_rows // 2 * groups / 8,
         "mask": config.psum_rows * config.lanes / 8,
         "psum": config.psum_rows * psum_layout(config.acc_bits).size / 8,
-        "vmem": config.vmem_rows / BANKS * 32 * config.beat / 8,
+        "vmem": config.vmem_rows / config.vmem_banks * 32 * config.beat / 8,
     }
 
 

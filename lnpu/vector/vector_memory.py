@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, ValueLike
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from lnpu.config import ChipConfig
 from lnpu.hdl import Block, Sram
 from lnpu.interfaces import vmem_read_signature, vmem_write
 
-__all__ = ["BANKS", "VectorMemory"]
+__all__ = ["VectorMemory"]
 
 
 def _round_robin(m: Module, valids: Sequence[ValueLike], name: str) -> list[Signal]:
@@ -35,16 +36,14 @@ def _round_robin(m: Module, valids: Sequence[ValueLike], name: str) -> list[Sign
     return readys
 
 
-BANKS = 4
-
-
-def _bank(address):
+def _bank(address: Value, banks: int) -> Value:
     """Bank of a row: rows that follow each other, and those a power of two apart, are spread over all of them."""
-    return Cat(address[0::2].xor(), address[1::2].xor())
+    bits = exact_log2(banks)
+    return Cat(address[bit::bits].xor() for bit in range(bits))
 
 
 class VectorMemory(Block):
-    """`vmem_rows` rows of `beat` FP32 words in four banks, each with one write and one read a cycle.
+    """`vmem_rows` rows of `beat` FP32 words in `vmem_banks` banks, each with one write and one read a cycle.
 
     A write takes effect at its handshake: a read whose handshake is in a later cycle returns it, one in the same cycle
     returns the old row. Arbitration among the write ports, and among the read ports, is round robin in each bank: a
@@ -54,7 +53,7 @@ class VectorMemory(Block):
     Parameters
     ----------
     config : ChipConfig
-        Uses `vmem_rows` and `beat`.
+        Uses `vmem_rows`, `vmem_banks` and `beat`.
 
     Members
     -------
@@ -85,12 +84,12 @@ class VectorMemory(Block):
 
     def elaborate(self, platform):
         m = Module()
-        row_bits = 32 * self.config.beat
+        row_bits, count = 32 * self.config.beat, self.config.vmem_banks
         writers = [self.write_load, self.write_load_dense, self.write_drain, self.write_vector]
         readers = [self.read_store, self.read_store_raw, self.read_a, self.read_b, self.read_c]
         written, asked = (
-            [_bank(port.payload.address) for port in writers],
-            [_bank(port.request.payload) for port in readers],
+            [_bank(port.payload.address, count) for port in writers],
+            [_bank(port.request.payload, count) for port in readers],
         )
         errors = []
 
@@ -100,8 +99,8 @@ class VectorMemory(Block):
         banks = []
         fires = []  # of each bank, which reader it serves
         write_ready, read_ready = [], []
-        for number in range(BANKS):
-            m.submodules[f"bank{number}"] = bank = Sram(depth=-(-self.config.vmem_rows // BANKS), width=row_bits)
+        for number in range(count):
+            m.submodules[f"bank{number}"] = bank = Sram(depth=-(-self.config.vmem_rows // count), width=row_bits)
             banks.append(bank)
 
             asks = [port.valid & (which == number) for port, which in zip(writers, written, strict=True)]
@@ -113,7 +112,7 @@ class VectorMemory(Block):
             any_write = Cat(asks).any()
             m.d.comb += [
                 bank.w_en.eq(any_write & inside(write.address)),
-                bank.w_addr.eq(write.address[2:]),
+                bank.w_addr.eq(write.address[exact_log2(count) :]),
                 bank.w_data.eq(write.row),
             ]
 
@@ -125,7 +124,7 @@ class VectorMemory(Block):
                 with m.If(fire):
                     m.d.comb += address.eq(port.request.payload)
             any_read = Cat(asks).any()
-            m.d.comb += [bank.r_en.eq(any_read & inside(address)), bank.r_addr.eq(address[2:])]
+            m.d.comb += [bank.r_en.eq(any_read & inside(address)), bank.r_addr.eq(address[exact_log2(count) :])]
             errors += [any_write & ~inside(write.address), any_read & ~inside(address)]
 
         for i, (port, which) in enumerate(zip(writers, written, strict=True)):
@@ -133,8 +132,8 @@ class VectorMemory(Block):
 
         # A bank's output is the row of the port that it served last.
         for i, (port, which) in enumerate(zip(readers, asked, strict=True)):
-            latest = Signal(range(BANKS), name=f"latest{i}")  # bank that served the port last
-            for number in range(BANKS):
+            latest = Signal(range(count), name=f"latest{i}")  # bank that served the port last
+            for number in range(count):
                 with m.If(fires[number][i]):
                     m.d.sync += latest.eq(number)
             row = Array(bank.r_data for bank in banks)[latest]
@@ -145,7 +144,7 @@ class VectorMemory(Block):
             # It stays until the next one: where the bank may serve others, in `held`.
             held = Signal(row_bits, name=f"held{i}", reset_less=True)
             fresh = Signal(name=f"fresh{i}")
-            m.d.sync += fresh.eq(Cat(fires[number][i] for number in range(BANKS)).any())
+            m.d.sync += fresh.eq(Cat(fires[number][i] for number in range(count)).any())
             m.d.comb += port.row.eq(Mux(fresh, row, held))
             with m.If(fresh):
                 m.d.sync += held.eq(row)

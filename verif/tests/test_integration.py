@@ -21,7 +21,6 @@ from lnpu.export.write import write_register_views
 from lnpu.synth.macros import Macro
 from lnpu.synth.yosys import run_yosys
 from lnpu.toolchain import RTL, verilator_environment
-from lnpu.vector.vector_memory import BANKS
 from lnpu.verilog import lint, write_verilog
 from verif.fake_chip import FakeChip
 
@@ -159,7 +158,7 @@ def test_srams_are_those_of_the_elaborated_design(folder):
     run_yosys(passes)
     found = srams(files)
     assert sum(found.values()) == len(listing.read_text().splitlines())
-    assert found[Macro(TINY.vmem_rows // BANKS, 32 * TINY.beat, 32 * TINY.beat)] == BANKS
+    assert found[Macro(TINY.vmem_rows // TINY.vmem_banks, 32 * TINY.beat, 32 * TINY.beat)] == TINY.vmem_banks
 
 
 def test_sdc_constrains_every_port(folder, tmp_path):

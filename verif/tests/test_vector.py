@@ -10,7 +10,7 @@ from lnpu.vector.vector_memory import VectorMemory
 from lnpu.vector.vector_unit import VectorUnit
 from verif.runner import run
 
-MEMORIES = {"power_of_two": {"vmem_rows": 256}, "odd": {"vmem_rows": 300, "beat": 8}}
+MEMORIES = {"power_of_two": {"vmem_rows": 256}, "odd": {"vmem_rows": 300, "beat": 8, "vmem_banks": 8}}
 UNITS = {"beat4": ({"sum_rows": 24}, 12), "beat8": ({"beat": 8, "sum_rows": 16, "acc_bits": 100}, 3)}
 
 
