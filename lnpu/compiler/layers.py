@@ -4,7 +4,7 @@ Each function emits the commands of one operation of docs/training.md. They shar
 into per-channel rows (coefficients) and tiles.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -108,6 +108,11 @@ class Workspace:
         """Row of per-channel vector `index`."""
         return index * self.vector_rows
 
+    def coefficients(self, first: int, count: int, block: int) -> list[int]:
+        """Rows of `count` per-channel vectors of a channel block, and others for the next block, among the vectors from
+        `first` on."""
+        return [self.vector(first + block % 2 * count + i) for i in range(count)]
+
     def areas(self, count: int) -> tuple[list[int], int]:
         """`count` equal areas for tiles: their first rows and their size."""
         size = (self.end - self.tiles) // count
@@ -116,24 +121,28 @@ class Workspace:
     def stream(
         self,
         tensor: Tensor,
-        block: int,
+        blocks: Iterable[int],
         operands: int,
         load: Callable[[Tile, list[int]], None],
         compute: Callable[[Tile, list[int], bool], None],
         store: Callable[[Tile, list[int]], None] | None = None,
+        finish: Callable[[int], None] | None = None,
     ) -> None:
-        """Run over the tiles of a channel block in three sets of `operands` areas (two if the tiles are large): while
-        one tile is computed, the next is loaded and the one before stored."""
+        """Run over the tiles of channel blocks in three sets of `operands` areas (two if the tiles are large): while
+        one tile is computed, the next is loaded and the one before stored. `compute` is told which tile is the first of
+        its block; `finish` follows the computation of a block's last one."""
         program = self.program
         sets = 3 if self.areas(3 * operands)[1] >= run_rows(tensor, self.beat) else 2
         places, size = self.areas(sets * operands)
         at = [places[i : i + operands] for i in range(0, len(places), operands)]
-        tiles = list(tiles_of(tensor, self.beat, size, block))
+        tiles = [tile for block in blocks for tile in tiles_of(tensor, self.beat, size, block)]
         stores: list[Emission] = []
         load(tiles[0], at[0])
         for i, tile in enumerate(tiles):
             here = at[i % sets]
-            computes = program.record(partial(compute, tile, here, i == 0))
+            computes = program.record(partial(compute, tile, here, i == 0 or tiles[i - 1].block != tile.block))
+            if finish is not None and (i + 1 == len(tiles) or tiles[i + 1].block != tile.block):
+                computes += program.record(partial(finish, tile.block))
             loads = program.record(partial(load, tiles[i + 1], at[(i + 1) % sets])) if i + 1 < len(tiles) else []
             program.play(interleaved(computes, loads, stores))
             stores = program.record(partial(store, tile, here)) if store is not None else []
@@ -191,7 +200,7 @@ def lower_statistics(space: Workspace, y: Tensor, block: int) -> None:
     """Take the sums of a stored tensor."""
     space.stream(
         y,
-        block,
+        [block],
         1,
         lambda tile, at: space.vectors.load(y, tile, at[0]),
         lambda tile, at, first: take_statistics(space, y, tile, at[0], first=first),
@@ -276,30 +285,28 @@ def lower_group(
 ) -> None:
     """FF of a pointwise group."""
     v = space.vectors
-    a, b = space.vector(0), space.vector(1)
-    for block in range(out.planes):
+
+    def load(tile: Tile, at: list[int]) -> None:
+        if norm is not None and tile.begins:
+            v.load_raws((norm.a, norm.b), space.coefficients(0, 2, tile.block), block=tile.block)
+        v.load(source, tile, at[0])
+        if other is not None:
+            v.load(other, tile, at[1])
+
+    def compute(tile: Tile, at: list[int], first: bool) -> None:
+        size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
         if norm is not None:
-            v.load_raw(norm.a, a, block=block)
-            v.load_raw(norm.b, b, block=block)
+            a, b = space.coefficients(0, 2, tile.block)
+            v.vector(Op.MULADD, at[0], at[0], a, b, **size, broadcast="bc", rectify=relu and other is None)
+        if other is not None:
+            v.vector(Op.ADD, at[0], at[0], at[1], **size, rectify=relu)
+        if relu and norm is None and other is None:
+            v.vector(Op.MAX, at[0], at[0], 0.0, **size)
 
-        def load(tile: Tile, at: list[int]) -> None:
-            v.load(source, tile, at[0])
-            if other is not None:
-                v.load(other, tile, at[1])
+    def store(tile: Tile, at: list[int]) -> None:
+        v.store(out, tile, at[0])
 
-        def compute(tile: Tile, at: list[int], first: bool) -> None:
-            size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
-            if norm is not None:
-                v.vector(Op.MULADD, at[0], at[0], a, b, **size, broadcast="bc", rectify=relu and other is None)
-            if other is not None:
-                v.vector(Op.ADD, at[0], at[0], at[1], **size, rectify=relu)
-            if relu and norm is None and other is None:
-                v.vector(Op.MAX, at[0], at[0], 0.0, **size)
-
-        def store(tile: Tile, at: list[int]) -> None:
-            v.store(out, tile, at[0])
-
-        space.stream(out, block, 1 if other is None else 2, load, compute, store)
+    space.stream(out, range(out.planes), 1 if other is None else 2, load, compute, store)
 
 
 class ErrorSums:
@@ -314,6 +321,9 @@ class ErrorSums:
     norms : sequence of (Tensor, NormTensors)
         Inputs of the batch norms that the error goes to, and their vectors. There may be none: then nothing is done.
     """
+
+    VECTORS = 8
+    """Per-channel vectors that `finish` uses, from the first on."""
 
     def __init__(self, space: Workspace, error: Tensor, norms: Sequence[tuple[Tensor, NormTensors]]) -> None:
         self.space, self.error, self.norms = space, error, norms
@@ -360,11 +370,10 @@ class ErrorSums:
     def _finish(self, block: int, row: int, y: Tensor, norm: NormTensors) -> None:
         space, v, rows = self.space, self.space.vectors, self.rows
         inv_n = reciprocal(y.images * y.height * y.width)
-        s1, s2, mean, invstd, a, big_b, big_c, t = (space.vector(i) for i in range(8))
+        s1, s2, mean, invstd, a, big_b, big_c, t = (space.vector(i) for i in range(self.VECTORS))
         v.sum_out(s1, self.at.first(block, 0), rows=rows, a_of=self.error)
         v.sum_out(s2, row, rows=rows, a_of=self.error, b_of=y)
-        for tensor, place in ((norm.mean, mean), (norm.invstd, invstd), (norm.a, a)):
-            v.load_raw(tensor, place, block=block)
+        v.load_raws((norm.mean, norm.invstd, norm.a), (mean, invstd, a), block=block)
 
         def op(which: Op, dst: int, x: int, y: int | float | None = None) -> None:
             v.vector(which, dst, x, y, inner=rows)
@@ -391,24 +400,26 @@ class ErrorSums:
 def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, norm: NormTensors, sums: ErrorSums) -> None:
     """BP of batch norm: the error of y (`sums.error`), whose coefficients the sums of dz have given."""
     v = space.vectors
-    coefficients = a, b, c = [space.vector(i) for i in range(8, 11)]  # `ErrorSums` uses those below
     sources = [dz, y, *sums.inputs]
-    for block in range(y.planes):
-        for tensor, row in zip((norm.a, norm.grad_b, norm.grad_c), coefficients, strict=True):
-            v.load_raw(tensor, row, block=block)
 
-        def load(tile: Tile, at: list[int]) -> None:
-            for source, row in zip(sources, at, strict=True):
-                v.load(source, tile, row)
+    def load(tile: Tile, at: list[int]) -> None:
+        if tile.begins:
+            rows = space.coefficients(ErrorSums.VECTORS, 3, tile.block)
+            v.load_raws((norm.a, norm.grad_b, norm.grad_c), rows, block=tile.block)
+        for source, row in zip(sources, at, strict=True):
+            v.load(source, tile, row)
 
-        def compute(tile: Tile, at: list[int], first: bool) -> None:
-            size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
-            v.vector(Op.MULADD, at[1], at[1], b, c, **size, broadcast="bc")
-            v.vector(Op.MULADD, at[0], at[0], a, at[1], **size, broadcast="b")
-            sums.add(tile, at[0], at[2:], first=first)
+    def compute(tile: Tile, at: list[int], first: bool) -> None:
+        a, b, c = space.coefficients(ErrorSums.VECTORS, 3, tile.block)
+        size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
+        v.vector(Op.MULADD, at[1], at[1], b, c, **size, broadcast="bc")
+        v.vector(Op.MULADD, at[0], at[0], a, at[1], **size, broadcast="b")
+        sums.add(tile, at[0], at[2:], first=first)
 
-        space.stream(y, block, len(sources), load, compute, lambda tile, at: v.store(sums.error, tile, at[0]))
-        sums.finish(block)
+    def store(tile: Tile, at: list[int]) -> None:
+        v.store(sums.error, tile, at[0])
+
+    space.stream(y, range(y.planes), len(sources), load, compute, store, sums.finish)
 
 
 def add_unmasked(space: Workspace, tile: Tile, place: int, term: int) -> None:
@@ -433,18 +444,19 @@ def lower_sum_errors(
     v = space.vectors
     operands = [*terms, *([mask] if mask is not None else [])]
     sources = [*operands, *sums.inputs]
-    for block in range(out.planes):
 
-        def load(tile: Tile, at: list[int]) -> None:
-            for source, row in zip(sources, at, strict=True):
-                v.load(source, tile, row)
+    def load(tile: Tile, at: list[int]) -> None:
+        for source, row in zip(sources, at, strict=True):
+            v.load(source, tile, row)
 
-        def compute(tile: Tile, at: list[int], first: bool) -> None:
-            add_and_mask(space, tile, at[0], at[1 : len(terms)], at[len(terms)] if mask is not None else None)
-            sums.add(tile, at[0], at[len(operands) :], first=first)
+    def compute(tile: Tile, at: list[int], first: bool) -> None:
+        add_and_mask(space, tile, at[0], at[1 : len(terms)], at[len(terms)] if mask is not None else None)
+        sums.add(tile, at[0], at[len(operands) :], first=first)
 
-        space.stream(out, block, len(sources), load, compute, lambda tile, at: v.store(out, tile, at[0]))
-        sums.finish(block)
+    def store(tile: Tile, at: list[int]) -> None:
+        v.store(out, tile, at[0])
+
+    space.stream(out, range(out.planes), len(sources), load, compute, store, sums.finish)
 
 
 def lower_average_pool(space: Workspace, x: Tensor, out: Tensor) -> None:
@@ -592,30 +604,29 @@ def lower_update(
 ) -> None:
     """Update of a weight tensor: FP32 master, momentum, and the encoded weights for the next step."""
     v = space.vectors
-    for block in range(weight.planes):
 
-        def load(tile: Tile, at: list[int]) -> None:
-            row = tile.line * weight.width + tile.pixel
-            v.load(gradient, tile, at[0])
-            v.load_raw(master, at[1], row=row, rows=tile.count, block=tile.block)
-            if isinstance(momentum, Tensor):
-                v.load(momentum, tile, at[2])
-            else:
-                v.load_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
+    def load(tile: Tile, at: list[int]) -> None:
+        row = tile.line * weight.width + tile.pixel
+        v.load(gradient, tile, at[0])
+        v.load_raw(master, at[1], row=row, rows=tile.count, block=tile.block)
+        if isinstance(momentum, Tensor):
+            v.load(momentum, tile, at[2])
+        else:
+            v.load_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
 
-        def compute(tile: Tile, at: list[int], first: bool) -> None:
-            _sgd(space, optimiser, optimiser.decay, at[1], at[2], at[0], tile.size)
+    def compute(tile: Tile, at: list[int], first: bool) -> None:
+        _sgd(space, optimiser, optimiser.decay, at[1], at[2], at[0], tile.size)
 
-        def store(tile: Tile, at: list[int]) -> None:
-            row = tile.line * weight.width + tile.pixel
-            v.store_raw(master, at[1], row=row, rows=tile.count, block=tile.block)
-            if isinstance(momentum, Tensor):
-                v.store(momentum, tile, at[2])
-            else:
-                v.store_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
-            v.store(weight, tile, at[1])
+    def store(tile: Tile, at: list[int]) -> None:
+        row = tile.line * weight.width + tile.pixel
+        v.store_raw(master, at[1], row=row, rows=tile.count, block=tile.block)
+        if isinstance(momentum, Tensor):
+            v.store(momentum, tile, at[2])
+        else:
+            v.store_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
+        v.store(weight, tile, at[1])
 
-        space.stream(weight, block, 3, load, compute, store)
+    space.stream(weight, range(weight.planes), 3, load, compute, store)
 
 
 def lower_vector_update(

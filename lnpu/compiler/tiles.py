@@ -1,7 +1,7 @@
 """Tiles: boxes of pixels of a tensor that fit the vector memory, and the transfers between the two."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,11 @@ class Tile:
     pixels: int
     block: int
     rows: int
+
+    @property
+    def begins(self) -> bool:
+        """Whether it is the first of its channel block."""
+        return self.image == self.line == self.pixel == 0
 
     @property
     def count(self) -> int:
@@ -238,6 +243,11 @@ class VectorBuilder:
     def load_raw(self, tensor: RawTensor, vmem: int, *, row: int = 0, rows: int = 1, block: int = 0) -> int:
         """Bring FP32 words in; returns the vector-memory rows they take."""
         return self._raw(Opcode.LOAD_RAW, tensor, vmem, row, rows, block)
+
+    def load_raws(self, tensors: Iterable[RawTensor], places: Iterable[int], *, block: int) -> None:
+        """Bring in per-channel vectors of a channel block, to these rows."""
+        for tensor, vmem in zip(tensors, places, strict=True):
+            self.load_raw(tensor, vmem, block=block)
 
     def store_raw(self, tensor: RawTensor, vmem: int, *, row: int = 0, rows: int = 1, block: int = 0) -> int:
         """Write FP32 words back; returns the vector-memory rows they take."""

@@ -624,7 +624,7 @@ class TrainingStep:
         for block in range(dy.planes):
             space.stream(
                 dy,
-                block,
+                [block],
                 1,
                 lambda tile, at: v.load(dy, tile, at[0]),
                 lambda tile, at, first: v.sum(0, at[0], 1.0, pixels=tile.count, rows=rows, initialise=first, a_of=dy),
