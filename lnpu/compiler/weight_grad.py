@@ -202,12 +202,9 @@ class WeightGradLowering:
                 f"no tile of {out.name} ({least} input channels) fits {config.psum_rows} partial-sum rows, "
                 f"{config.rows} sparse rows and {budget} pixels of the vector memory"
             )
-        first, *others = [plan for _, plan in sorted(best.values(), key=lambda entry: entry[0])][:_FINALISTS]
-        return min(
-            (_BETTER * self._cycles(first), first),
-            *((self._cycles(other), other) for other in others),
-            key=itemgetter(0),
-        )[1]
+        first, *others = [plan for _, plan in sorted(best.values(), key=itemgetter(0))][:_FINALISTS]
+        compared = [(_BETTER * self._cycles(first), first), *((self._cycles(other), other) for other in others)]
+        return min(compared, key=itemgetter(0))[1]
 
     def _cycles(self, plan: _Plan) -> float:
         """Cycles of all jobs, about."""
