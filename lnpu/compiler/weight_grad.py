@@ -36,7 +36,7 @@ _STORED_TOGETHER = 3
 _FINALISTS = 4
 """Kinds of plans, the best by a first estimate, that are compared job by job."""
 
-_BETTER = 0.95
+_BETTER = 0.94
 """What another one than the best by that estimate must need at most of its cycles."""
 
 _WORTH = 0.97
@@ -207,8 +207,9 @@ class WeightGradLowering:
         return min(compared, key=itemgetter(0))[1]
 
     def _cycles(self, plan: _Plan) -> float:
-        """Cycles of all jobs, about."""
-        return self._round_cycles(plan, self._ordered(plan))
+        """Cycles of all jobs, about; in plain FP16 without zeros, where the cores are the slowest by far."""
+        speed = speed_up_of(self.x)
+        return self._round_cycles(plan, self._ordered(plan), 1.0 if speed < 2 else speed)
 
     def _box_cycles(self, plan: _Plan) -> tuple[int, int, float, float, float]:
         """Rounds, and jobs of one; of a box, cycles, about, of the cores and of the loads of x and of dy."""
@@ -310,7 +311,8 @@ class WeightGradLowering:
         """The jobs, in order or by size."""
         jobs = list(self._jobs(plan))
         by_size = sorted(jobs, key=self._work, reverse=True)
-        worth = self._round_cycles(plan, by_size) < _WORTH * self._round_cycles(plan, jobs)
+        speed = speed_up_of(self.x)
+        worth = self._round_cycles(plan, by_size, speed) < _WORTH * self._round_cycles(plan, jobs, speed)
         return by_size if worth else jobs
 
     def _work(self, job: _Job) -> int:
@@ -320,7 +322,7 @@ class WeightGradLowering:
         pixels = pairs_inside(replace(job.axis_w, taps=job.taps_s), shape.width, 0, shape.out_width)
         return shape.batch * lines * pixels * job.channels
 
-    def _round_cycles(self, plan: _Plan, jobs: list[_Job]) -> float:
+    def _round_cycles(self, plan: _Plan, jobs: list[_Job], speed: float) -> float:
         """Cycles of the rounds of these jobs, about. A round takes as long as the largest of its jobs, the loads of
         what they do not share, or their drains: jobs of one size side by side gain where products take the longest."""
         x, dy = self._load_cycles(plan)
@@ -330,7 +332,7 @@ class WeightGradLowering:
         rounds = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         return sum(
             max(
-                max(map(self._work, batch)) / speed_up_of(self.x),
+                max(map(self._work, batch)) / speed,
                 boxes * x * len({job.source() for job in batch}),
                 boxes * dy * len({job.block for job in batch}),
                 drain * len(batch),
