@@ -624,6 +624,19 @@ def malformed(config: ChipConfig):
     yield "NOP", Command(Opcode.NOP), Error.OPCODE
 
 
+async def check_refused(bench: Bench, name: str, command: Command, error: Error) -> None:
+    """A command that the unit must refuse: one pulse of this error, and no access."""
+    bench.errors.clear()
+    bench.requests.clear()
+    bench.reads = 0
+    cycles = await bench.run(command)
+    assert cycles <= 4, name
+    await ClockCycles(bench.dut.clk, 5)
+    assert bench.errors == [error.value], (name, bench.errors)
+    assert not bench.requests and not bench.reads, name
+    bench.errors.clear()
+
+
 @cocotb.test(timeout_time=500, timeout_unit="us")
 async def malformed_commands(dut):
     """Refused with one pulse of the right error and no access; the next command runs."""
@@ -632,18 +645,9 @@ async def malformed_commands(dut):
     await bench.begin()
     fill(bench, random)
     for name, command, error in malformed(bench.config):
-        bench.errors.clear()
-        bench.requests.clear()
-        bench.reads = 0
-        cycles = await bench.run(command)
-        assert cycles <= 4, name
-        await ClockCycles(dut.clk, 5)
-        assert bench.errors == [error.value], (name, bench.errors)
-        assert not bench.requests and not bench.reads, name
-        bench.errors.clear()
+        await check_refused(bench, name, command, error)
         if random.random() < 0.2:
             await check(bench, random_store(bench, random))
-    bench.errors.clear()
     await check(bench, random_store(bench, random))
     # The widest values that are right.
     for changes in ({"scale": 64}, {"scale": -64}, {"lo": 0x7FFF, "hi": 0x7FFF}):

@@ -124,13 +124,13 @@ class Workspace:
         blocks: Iterable[int],
         operands: int,
         load: Callable[[Tile, list[int]], None],
-        compute: Callable[[Tile, list[int], bool], None],
+        compute: Callable[[Tile, list[int]], None],
         store: Callable[[Tile, list[int]], None] | None = None,
         finish: Callable[[int], None] | None = None,
     ) -> None:
         """Run over the tiles of channel blocks in three sets of `operands` areas (two if the tiles are large): while
-        one tile is computed, the next is loaded and the one before stored. `compute` is told which tile is the first of
-        its block; `finish` follows the computation of a block's last one."""
+        one tile is computed, the next is loaded and the one before stored. `finish` follows the computation of a
+        block's last tile."""
         program = self.program
         sets = 3 if self.areas(3 * operands)[1] >= run_rows(tensor, self.beat) else 2
         places, size = self.areas(sets * operands)
@@ -140,8 +140,8 @@ class Workspace:
         load(tiles[0], at[0])
         for i, tile in enumerate(tiles):
             here = at[i % sets]
-            computes = program.record(partial(compute, tile, here, i == 0 or tiles[i - 1].block != tile.block))
-            if finish is not None and (i + 1 == len(tiles) or tiles[i + 1].block != tile.block):
+            computes = program.record(partial(compute, tile, here))
+            if finish is not None and (i + 1 == len(tiles) or tiles[i + 1].begins):
                 computes += program.record(partial(finish, tile.block))
             loads = program.record(partial(load, tiles[i + 1], at[(i + 1) % sets])) if i + 1 < len(tiles) else []
             program.play(interleaved(computes, loads, stores))
@@ -203,7 +203,7 @@ def lower_statistics(space: Workspace, y: Tensor, block: int) -> None:
         [block],
         1,
         lambda tile, at: space.vectors.load(y, tile, at[0]),
-        lambda tile, at, first: take_statistics(space, y, tile, at[0], first=first),
+        lambda tile, at: take_statistics(space, y, tile, at[0], first=tile.begins),
     )
 
 
@@ -293,7 +293,7 @@ def lower_group(
         if other is not None:
             v.load(other, tile, at[1])
 
-    def compute(tile: Tile, at: list[int], first: bool) -> None:
+    def compute(tile: Tile, at: list[int]) -> None:
         size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
         if norm is not None:
             a, b = space.coefficients(0, 2, tile.block)
@@ -409,12 +409,12 @@ def lower_norm_grad(space: Workspace, dz: Tensor, y: Tensor, norm: NormTensors, 
         for source, row in zip(sources, at, strict=True):
             v.load(source, tile, row)
 
-    def compute(tile: Tile, at: list[int], first: bool) -> None:
+    def compute(tile: Tile, at: list[int]) -> None:
         a, b, c = space.coefficients(ErrorSums.VECTORS, 3, tile.block)
         size: dict[str, Any] = {"outer": tile.count, "inner": tile.rows}
         v.vector(Op.MULADD, at[1], at[1], b, c, **size, broadcast="bc")
         v.vector(Op.MULADD, at[0], at[0], a, at[1], **size, broadcast="b")
-        sums.add(tile, at[0], at[2:], first=first)
+        sums.add(tile, at[0], at[2:], first=tile.begins)
 
     def store(tile: Tile, at: list[int]) -> None:
         v.store(sums.error, tile, at[0])
@@ -449,9 +449,9 @@ def lower_sum_errors(
         for source, row in zip(sources, at, strict=True):
             v.load(source, tile, row)
 
-    def compute(tile: Tile, at: list[int], first: bool) -> None:
+    def compute(tile: Tile, at: list[int]) -> None:
         add_and_mask(space, tile, at[0], at[1 : len(terms)], at[len(terms)] if mask is not None else None)
-        sums.add(tile, at[0], at[len(operands) :], first=first)
+        sums.add(tile, at[0], at[len(operands) :], first=tile.begins)
 
     def store(tile: Tile, at: list[int]) -> None:
         v.store(out, tile, at[0])
@@ -614,7 +614,7 @@ def lower_update(
         else:
             v.load_raw(momentum, at[2], row=row, rows=tile.count, block=tile.block)
 
-    def compute(tile: Tile, at: list[int], first: bool) -> None:
+    def compute(tile: Tile, at: list[int]) -> None:
         _sgd(space, optimiser, optimiser.decay, at[1], at[2], at[0], tile.size)
 
     def store(tile: Tile, at: list[int]) -> None:

@@ -138,8 +138,7 @@ class Pipeline:
                 self._multiply([self.program.record(product.multiply)])
             return
         for product in step.products:
-            if product.load is not None:
-                self._load(product.load)
+            self._load(product.load)
         self._release()
         multiplies = [self.program.record(product.multiply) for product in step.products]
         self._due_reads = [region for some in multiplies for emission in some for region in emission.reads]
@@ -184,8 +183,7 @@ class Pipeline:
         returns how many are there then."""
         count = -(-(len(products) - fetched) // steps)
         for product in products[fetched : fetched + count]:
-            if product.load is not None:
-                self._load(product.load)
+            self._load(product.load)
         return fetched + count
 
     def _flush(self) -> None:
@@ -199,10 +197,10 @@ class Pipeline:
         self.program.play(self._background)
         self._background.clear()
 
-    def _load(self, load: Emit) -> None:
+    def _load(self, load: Emit | None) -> None:
         """A load, and its share of the drains and epilogues that are due."""
-        loads = self.program.record(load)
-        if not loads:  # it is there already
+        loads = self.program.record(load) if load is not None else []
+        if not loads:  # there is none, or it is there already
             return
         for emission in loads:
             unit = unit_of(emission.opcode, emission.fields)

@@ -627,7 +627,7 @@ class TrainingStep:
                 [block],
                 1,
                 lambda tile, at: v.load(dy, tile, at[0]),
-                lambda tile, at, first: v.sum(0, at[0], 1.0, pixels=tile.count, rows=rows, initialise=first, a_of=dy),
+                lambda tile, at: v.sum(0, at[0], 1.0, pixels=tile.count, rows=rows, initialise=tile.begins, a_of=dy),
             )
             v.sum_out(space.vector(0), 0, rows=rows, a_of=dy)
             v.store_raw(gradient, space.vector(0), block=block)

@@ -15,15 +15,15 @@ CONFIGS = [
 ]
 
 
+def run_bench(unit: StoreUnit | StoreRawUnit, testbench: str) -> None:
+    """Run the bench of one of the units with what it needs of the configuration."""
+    names = ("beat", "axi_bits", "address_bits", "burst_beats")
+    run(unit, testbench, **{name: getattr(unit.config, name) for name in names})
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.beat}x{config.axi_bits}")
 def test_store(config):
-    run(
-        StoreUnit(config=config),
-        "verif.store_tb",
-        beat=config.beat,
-        axi_bits=config.axi_bits,
-        address_bits=config.address_bits,
-    )
+    run_bench(StoreUnit(config=config), "verif.store_tb")
 
 
 @pytest.mark.parametrize(
@@ -32,11 +32,4 @@ def test_store(config):
     ids=lambda config: f"{config.beat}x{config.axi_bits}",
 )
 def test_store_raw(config):
-    run(
-        StoreRawUnit(config=config),
-        "verif.store_raw_tb",
-        beat=config.beat,
-        axi_bits=config.axi_bits,
-        address_bits=config.address_bits,
-        burst_beats=config.burst_beats,
-    )
+    run_bench(StoreRawUnit(config=config), "verif.store_raw_tb")
