@@ -93,7 +93,7 @@ class Visit:
         self.nonzero, self.fp8 = (codes == 2) | (codes == 3), codes == 2
         self.n8, self.n16 = int((codes == 2).sum()), int((codes == 3).sum())
         self.gated = (self.n8 + self.n16) * int((~self.live[: fields["lanes"]]).sum())
-        self.cycles = cycles_of(self.nonzero, self.fp8)
+        self.cycles = cycles_of(self.nonzero, self.fp8, config.dense_banks)
         self.elements = [(int(bench.sparse.data[page, row, k]), dense + int(k)) for k in np.flatnonzero(self.nonzero)]
         self.in_range = all(0 <= row < config.dense_rows for _, row in self.elements)
 

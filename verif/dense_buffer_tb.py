@@ -97,7 +97,7 @@ class Bench:
         for name in ("enable", "page", "row"):
             getattr(dut, name).value = 0
         self.writer = DenseWriter(dut.write, config, self.random)
-        banks = [(page, parity, c) for page in range(2) for parity in range(2) for c in range(config.beat)]
+        banks = list(np.ndindex(2, config.dense_banks, config.beat))
         self.low = {bank: getattr(dut, "low_{}_{}_{}".format(*bank)) for bank in banks}
         self.high = {bank: getattr(dut, "high_{}_{}_{}".format(*bank)) for bank in banks}
         self.requests: list[Request | None] = [None, None]
@@ -122,9 +122,9 @@ class Bench:
             page, first = int(random.integers(2)), int(random.integers(config.dense_rows))
             if random.random() < 0.5:
                 page, first = recent[int(random.integers(4))]
-            second = 2 * int(random.integers(config.dense_rows // 2)) + (first + 1) % 2
-            if random.random() < 0.5:
-                second = first ^ 1
+            second = int(random.integers(config.dense_rows))
+            if random.random() < 0.5 or (first - second) % config.dense_banks == 0:
+                second = first ^ int(random.integers(1, config.dense_banks))
             enable = int(random.integers(4))
             dut.page.value, dut.enable.value, dut.row.value = page, enable, first | second << bits
             rows = [row if enable >> i & 1 else None for i, row in enumerate((first, second))]
@@ -163,24 +163,24 @@ class Bench:
 
     def _check_enables(self, request: Request | None) -> None:
         """Low parts are read in words with low bits, and written in values with low bits; nowhere else."""
-        beat = self.config.beat
+        beat, banks = self.config.beat, self.config.dense_banks
         groups = self.config.lanes // beat
         written: dict[tuple[int, int, int], int] = {}
         for page, row, column, transpose, data in self.writer.last:
             for e, value in enumerate(data):
                 r, lane = (row + e, column) if transpose else (row, column + e)
                 if value & LOW:
-                    written[page, r % 2, (r + lane) % beat] = 1 << lane // beat
+                    written[page, r % banks, (r + lane) % beat] = 1 << lane // beat
         for bank, sram in self.low.items():
             enable = int(sram.w_en.value)
             assert enable == written.get(bank, 0), f"cycle {self.writer.now}: low bits of bank {bank} written: {enable}"
             self.low_writes += enable.bit_count()
-        for page, parity in np.ndindex(2, 2):
+        for page, way in np.ndindex(2, banks):
             row = None
             if request is not None and request.page == page:
-                row = next((r for r in request.rows if r is not None and r % 2 == parity), None)
+                row = next((r for r in request.rows if r is not None and r % banks == way), None)
             for c in range(beat):
-                bank = page, parity, c
+                bank = page, way, c
                 read = int(self.low[bank].r_en.value)
                 self.low_reads += read
                 assert int(self.high[bank].r_en.value) == (row is not None)

@@ -83,7 +83,9 @@ async def reads_and_writes(dut):
         dut.codes_page.value, dut.codes_row.value, dut.codes_enable.value = page, row, int(enable)
         next_codes = writer.code[page, row].copy() if enable else codes
         page, row, enables = int(random.integers(2)), int(random.integers(config.rows)), int(random.integers(4))
-        ks = [2 * int(random.integers(config.depth // 2)) + i for i in range(2)]
+        ks = [int(k) for k in random.integers(config.depth, size=2)]
+        if (ks[0] - ks[1]) % config.dense_banks == 0:
+            ks[1] ^= 1
         dut.element_page.value, dut.element_row.value, dut.element_enable.value = page, row, enables
         dut.k.value = ks[0] | ks[1] << k_bits
         next_pair = [int(writer.data[page, row, k]) if enables >> i & 1 else None for i, k in enumerate(ks)]

@@ -170,24 +170,33 @@ def block_span(f: Mapping[str, int], *, store: bool, word: int, length: float) -
     return blocks, blocks * length / word + runs / 2 + table
 
 
-@lru_cache(maxsize=256)
-def _visit_cycles(half: int, mix: Mix) -> NDArray[np.float64]:
-    """Expected cycles of a visit with [even, odd] elements that may be non-zero, each up to `half`."""
-    p = mix.nonzero * mix.fp8
-    k = np.arange(half + 1)
-    binomial = np.array([[math.comb(n, i) for i in k] for n in k], float)
-    with np.errstate(divide="ignore"):
-        chances = binomial * p**k * (1 - p) ** np.maximum(k[:, None] - k, 0)
-    below = chances.cumsum(1)
-    pairs = (1 - below[:, None, :] * below[None, :, :]).sum(2)
-    count = k[:, None] + k
+@lru_cache(maxsize=1 << 16)
+def _visit_cycles(counts: tuple[int, ...], mix: Mix) -> float:
+    """Expected cycles of a visit with so many elements of each bank that may be non-zero.
+
+    That is E[n16] + E[max(n8 / 2 rounded up, most n8 of a bank)] + P(no element); the second is the sum over m of the
+    chance that it is more than m: that not every bank has at most m, with at most 2 m in all.
+    """
+    count, p = sum(counts), mix.nonzero * mix.fp8
+    pairs = 0.0
+    for m in range(-(-count // 2)):
+        total = np.ones(1)
+        for n in counts:
+            total = np.convolve(total, _chances(n, p)[: m + 1])
+        pairs += 1 - float(total[: 2 * m + 1].sum())
     return count * mix.nonzero * (1 - mix.fp8) + pairs + (1 - mix.nonzero) ** count
 
 
-def expected_visit_cycles(depth: int, nonzero: float, *, fp8: bool) -> float:
-    """Cycles of a visit to `depth` elements, a share `nonzero` of which is not zero, all of one precision."""
-    half = depth // 2
-    return float(_visit_cycles(half, Mix(nonzero, float(fp8)))[half, half])
+@lru_cache(maxsize=1 << 12)
+def _chances(n: int, p: float) -> NDArray[np.float64]:
+    """Chances of 0 .. n among n, each with chance `p`."""
+    return np.array([math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)])
+
+
+def expected_visit_cycles(config: ChipConfig, nonzero: float, *, fp8: bool) -> float:
+    """Cycles of a visit to a whole row, of whose elements a share `nonzero` is not zero, all of one precision."""
+    banks = config.dense_banks
+    return _visit_cycles((config.depth // banks,) * banks, Mix(nonzero, float(fp8)))
 
 
 class Pages:
@@ -244,8 +253,7 @@ class Pages:
 
     def _multiplied(self, number: int, f: Mapping[str, int]) -> tuple[float, float, float]:
         content, mix = self._contents[number]
-        depth = self.config.depth
-        table = _visit_cycles(-(-depth // 2), mix)
+        depth, banks = self.config.depth, self.config.dense_banks
         n, h, w = np.ogrid[: f["count_n"], : f["count_h"], : f["count_w"]]
         rows = (f["row"] + n * f["row_n"] + h * f["row_h"] + w * f["row_w"]).ravel()
         cycles, elements = 0.0, 0
@@ -255,9 +263,12 @@ class Pages:
                 mask = np.array([window >> k & 1 for k in range(depth)], bool)
                 at = np.clip(rows + r * f["row_r"] + s * f["row_s"], 0, self.config.rows - 1)
                 seen = content[at] & mask
-                even, odd = seen[:, ::2].sum(1), seen[:, 1::2].sum(1)
-                cycles += float(table[even, odd].sum())
-                elements += int(even.sum() + odd.sum())
+                elements += int(seen.sum())
+                of_banks = np.sort(seen.reshape(len(at), -1, banks).sum(1), axis=1)
+                kinds, times = np.unique(of_banks, axis=0, return_counts=True)
+                cycles += sum(
+                    int(n) * _visit_cycles(tuple(kind), mix) for n, kind in zip(times, kinds.tolist(), strict=True)
+                )
         count = elements * mix.nonzero
         return cycles, count, count * (1 - mix.fp8 / 2)
 

@@ -16,6 +16,7 @@ from lnpu.formats import psum_layout
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Buffer, Error, buffer_write, command_stream
 from lnpu.pe.pe_line import PeLine
+from lnpu.tree_sum import tree_sum
 from lnpu.vector.skid_buffer import SkidBuffer
 
 __all__ = ["Core", "VisitWalk"]
@@ -137,10 +138,10 @@ class Core(Block):
 
     Notes
     -----
-    A visit takes max(1, n16 + max(n8 even, n8 odd)) cycles, one if its row is masked as a whole, and the next follows
-    without a gap, another row of partial sums included. One cycle is lost where a row that must be loaded was left only
-    two visits before and the visit between took a single cycle. A command takes 8 cycles more than its visits, and one
-    more if it finds the core idle.
+    A visit takes max(1, n16 + max(n8 / 2 rounded up, most n8 of a bank)) cycles (see `ZeroSkip`), one if its row is
+    masked as a whole, and the next follows without a gap, another row of partial sums included. One cycle is lost where
+    a row that must be loaded was left only two visits before and the visit between took a single cycle. A command takes
+    8 cycles more than its visits, and one more if it finds the core idle.
 
     A visit whose `shift` is not in 0 .. depth - 1 has an empty window.
     """
@@ -275,7 +276,7 @@ class Core(Block):
             self.events.padding.eq(0),
         ]
         with m.If(look_done & ~look_error):
-            m.d.sync += [self.events.zeros.eq(_count(zeros)), self.events.padding.eq(_count(padding))]
+            m.d.sync += [self.events.zeros.eq(tree_sum(zeros)), self.events.padding.eq(tree_sum(padding))]
 
         # Stage Z: the zero-skip controller walks the masks.
         m.d.comb += [
@@ -325,14 +326,11 @@ class Core(Block):
         a_fp16 = Signal(reset_less=True)
         a_k = Signal(data.ArrayLayout(k_bits, 2), reset_less=True)
         a_row = Signal(row_bits, reset_less=True)
-        # The dense buffer takes two cycles. An FP16 element has its dense row on port 0, whatever its k.
-        z_odd16 = Signal()
+        # The dense buffer takes two cycles.
         m.d.comb += [
-            z_odd16.eq(issue.fp16 & issue.enable[1]),
-            dense.enable.eq(Mux(issuing, Mux(issue.fp16, issue.enable.any(), issue.enable), 0)),
+            dense.enable.eq(Mux(issuing, issue.enable, 0)),
             dense.page.eq(command.dense_page),
-            dense.row[0].eq(base + Mux(z_odd16, issue.k[1], issue.k[0])),
-            dense.row[1].eq(base + issue.k[1]),
+            *(dense.row[i].eq(base + issue.k[i]) for i in range(2)),
         ]
         m.d.sync += [
             a_enable.eq(Mux(issuing, issue.enable, 0)),
@@ -343,9 +341,7 @@ class Core(Block):
         ]
 
         # Stage A: elements are read, and the mask of a row of partial sums that begins.
-        odd16 = Signal()
         m.d.comb += [
-            odd16.eq(a_fp16 & a_enable[1]),
             sparse.element_enable.eq(a_enable),
             sparse.element_page.eq(command.sparse_page),
             sparse.element_row.eq(a_row),
@@ -353,18 +349,16 @@ class Core(Block):
             mask.live_enable.eq(a.load & command.masked),
             mask.live_page.eq(command.mask_page),
             mask.live_row.eq(a.psum),
-            self.events.mac16.eq(Mux(a_fp16 & a_enable.any(), command.lanes, 0)),
+            self.events.mac16.eq(Mux(a_fp16 & a_enable[0], command.lanes, 0)),
             self.events.mac8.eq(
                 Mux(a_fp16, 0, Mux(a_enable[0], command.lanes, 0) + Mux(a_enable[1], command.lanes, 0))
             ),
         ]
         d_enable = Signal(2)
         d_pair = Signal(reset_less=True)
-        d_odd16 = Signal(reset_less=True)
         m.d.sync += [
-            d_enable.eq(Mux(a_fp16, a_enable.any(), a_enable)),
+            d_enable.eq(a_enable),
             d_pair.eq(~a_fp16),
-            d_odd16.eq(odd16),
             d.all.eq(a.all),
         ]
 
@@ -381,8 +375,7 @@ class Core(Block):
             line.live.eq(live),
             line.enable.eq(d_enable),
             line.pair.eq(d_pair),
-            line.a[0].eq(Mux(d_odd16, sparse.element[1], sparse.element[0])),
-            line.a[1].eq(sparse.element[1]),
+            line.a.eq(sparse.element),
             *(line.b[n].eq(Cat(row[n] for row in dense.value)) for n in range(lanes)),
             line.load.eq(d.load),
             self.psum_request.ready.eq(~(z.read | a.read | d.read)),
@@ -397,7 +390,7 @@ class Core(Block):
             self.events.gated.eq(0),
         ]
         with m.If(d_enable.any() & gated.any()):
-            m.d.sync += self.events.gated.eq(_count(gated) << d_enable.all())
+            m.d.sync += self.events.gated.eq(tree_sum(gated) << d_enable.all())
 
         # Stage E: the PEs take those sums, and show for the last time the ones before. Lane by lane, as in the store:
         # nothing needs the line's sums as one word.
@@ -476,11 +469,3 @@ class _Item:
 def _inside(address, size: int):
     """Whether a signed `address` is in 0 .. size - 1."""
     return (address >= 0) & (address < size)
-
-
-def _count(bits):
-    """Number of ones, as a balanced tree."""
-    values = [bits[i] for i in range(len(bits))]
-    while len(values) > 1:
-        values = [sum(values[i + 1 : i + 2], values[i]) for i in range(0, len(values), 2)]
-    return values[0]

@@ -1,6 +1,6 @@
 """The buffer of a core's streamed operand: elements that are picked one by one, and the codes of whole rows."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -21,7 +21,7 @@ class SparseBuffer(Block):
     Parameters
     ----------
     config : ChipConfig
-        Its `rows`, `depth` and `beat`.
+        Its `rows`, `depth`, `beat` and `dense_banks`.
 
     Members
     -------
@@ -31,7 +31,7 @@ class SparseBuffer(Block):
     codes : Out(ArrayLayout(2, depth))
         From the cycle after `codes_enable` until the next one.
     element_enable : In(2); element_page : In(1); element_row : In(range(rows)); k : In(ArrayLayout(range(depth), 2))
-        Reads element k[0], which is even, and element k[1], which is odd.
+        Reads elements k[0] and k[1], which differ modulo `dense_banks`.
     element : Out(ArrayLayout(16, 2))
         FP16 patterns, in the cycle after; without meaning where `element_enable` was not set.
     """
@@ -56,7 +56,7 @@ class SparseBuffer(Block):
 
     @property
     def suffix(self) -> str:
-        return f"{self.config.rows}x{self.config.depth}x{self.config.beat}"
+        return f"{self.config.rows}x{self.config.depth}x{self.config.beat}x{self.config.dense_banks}"
 
     def elaborate(self, platform):
         m = Module()
@@ -74,30 +74,25 @@ class SparseBuffer(Block):
         word = Signal(range(words))
         m.d.comb += word.eq(write.column[bits:])
 
-        # Bank c of the element pair has k with the parity of c - row.
+        # Element k[i] is in a bank that is (row + k[i]) mod `ways`, modulo `ways`: another one for each i.
+        ways = self.config.dense_banks
         element_row = self.element_row
-        odd_row = element_row[0]
-        half_k = [self.k[0][1:], self.k[1][1:]]
-        element_bank = [Signal(bits - 1, name=f"element_bank_{i}", reset_less=True) for i in range(2)]
-        swap = Signal(reset_less=True)
-        element_word, element_on = [], []
-        for parity in range(2):  # of the bank
-            k = Signal(range(depth), name=f"k_{parity}")
-            m.d.comb += k.eq(Mux(odd_row ^ parity, Cat(Const(1, 1), half_k[1]), Cat(Const(0, 1), half_k[0])))
-            bank = Signal(bits, name=f"bank_{parity}")
-            on = Signal(name=f"on_{parity}")
-            address = Signal(range(2 * rows * words), name=f"address_{parity}")
+        element_bank = [Signal(bits, name=f"element_bank_{i}") for i in range(2)]
+        element_word = [Signal(range(2 * rows * words), name=f"element_word_{i}") for i in range(2)]
+        picked_bank = [Signal(bits, name=f"picked_bank_{i}", reset_less=True) for i in range(2)]
+        for i in range(2):
             m.d.comb += [
-                bank.eq(k[:bits] + element_row[:bits]),
-                on.eq(Mux(odd_row ^ parity, self.element_enable[1], self.element_enable[0])),
-                address.eq((element_row + Mux(self.element_page, rows, 0)) * words + k[bits:]),
+                element_bank[i].eq(self.k[i][:bits] + element_row[:bits]),
+                element_word[i].eq((element_row + Mux(self.element_page, rows, 0)) * words + self.k[i][bits:]),
             ]
-            with m.If(on):
-                m.d.sync += element_bank[parity].eq(bank[1:])
-            element_word.append(address)
-            element_on.append((on, bank))
-        with m.If(self.element_enable.any()):
-            m.d.sync += swap.eq(odd_row)
+            with m.If(self.element_enable[i]):
+                m.d.sync += picked_bank[i].eq(element_bank[i])
+        way_word = []
+        for way in range(ways):
+            word_of_way = Signal(range(2 * rows * words), name=f"way_word_{way}")
+            first = self.element_enable[0] & (element_bank[0] % ways == way)
+            m.d.comb += word_of_way.eq(Mux(first, element_word[0], element_word[1]))
+            way_word.append(word_of_way)
 
         codes_address = Signal(range(2 * rows))
         m.d.comb += codes_address.eq(self.codes_row + Mux(self.codes_page, rows, 0))
@@ -117,13 +112,12 @@ class SparseBuffer(Block):
                 ),
             ]
             m.submodules[f"data_{c}"] = sram = Sram(depth=2 * rows * words, width=16)
-            on, bank = element_on[c % 2]
             m.d.comb += [
                 sram.w_en.eq(write.valid),
                 sram.w_addr.eq(row * words + word),
                 sram.w_data.eq(written[18 * c : 18 * c + 16]),
-                sram.r_en.eq(on & (bank == c)),
-                sram.r_addr.eq(element_word[c % 2]),
+                sram.r_en.eq(Cat(self.element_enable[i] & (element_bank[i] == c) for i in range(2)).any()),
+                sram.r_addr.eq(way_word[c % ways]),
             ]
             elements.append(sram.r_data)
             m.submodules[f"code_{c}"] = sram = Sram(depth=2 * rows, width=2 * words, granularity=2)
@@ -143,18 +137,11 @@ class SparseBuffer(Block):
             j = 2 * (k % beat * words + k // beat)
             m.d.comb += self.codes[k].eq(straight[j : j + 2])
 
-        picked = []
-        for parity in range(2):
-            value = Signal(16, name=f"picked_{parity}")
-            with m.Switch(element_bank[parity]):
-                for i, word in enumerate(elements[parity::2]):
-                    with m.Case(i):
-                        m.d.comb += value.eq(word)
-            picked.append(value)
-        m.d.comb += [
-            self.element[0].eq(Mux(swap, picked[1], picked[0])),
-            self.element[1].eq(Mux(swap, picked[0], picked[1])),
-        ]
+        for i in range(2):
+            with m.Switch(picked_bank[i]):
+                for c, word in enumerate(elements):
+                    with m.Case(c):
+                        m.d.comb += self.element[i].eq(word)
         return m
 
 

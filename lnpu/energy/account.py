@@ -63,9 +63,9 @@ def macro_bytes(config: ChipConfig) -> dict[str, float]:
     return {
         "code": 2 * config.rows * 2 * words / 8,
         "sparse": 2 * config.rows * words * 16 / 8,
-        "dense_high": config.dense_rows // 2 * (16 - LOW_BITS) * groups / 8,
-        "dense_low": config.dense_rows // 2 * LOW_BITS * groups / 8,
-        "dense_flag": config.dense_rows // 2 * groups / 8,
+        "dense_high": config.dense_rows // config.dense_banks * (16 - LOW_BITS) * groups / 8,
+        "dense_low": config.dense_rows // config.dense_banks * LOW_BITS * groups / 8,
+        "dense_flag": config.dense_rows // config.dense_banks * groups / 8,
         "mask": config.psum_rows * config.lanes / 8,
         "psum": config.psum_rows * psum_layout(config.acc_bits).size / 8,
         "vmem": config.vmem_rows / config.vmem_banks * 32 * config.beat / 8,

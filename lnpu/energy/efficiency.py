@@ -64,7 +64,7 @@ def peak_efficiency(costs: Costs, config: ChipConfig) -> list[dict[str, Any]]:
     for kind in ("fp16", "fp8"):
         for sparsity in SPARSITIES:
             elements = depth * (1 - sparsity)
-            cycles = expected_visit_cycles(depth, 1 - sparsity, fp8=kind == "fp8")
+            cycles = expected_visit_cycles(config, 1 - sparsity, fp8=kind == "fp8")
             issues, event = (elements, "fp16") if kind == "fp16" else (elements / 2, "pair")
             # Both operands are of this precision.
             row = (16 - LOW_BITS) * bit["dense_high"] + bit["dense_flag"]

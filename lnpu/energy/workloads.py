@@ -5,7 +5,7 @@ core is a slice of 4 lanes with beats of 4; its lanes' part (PEs, rotation of de
 apart by the block that a cell is in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,21 +106,23 @@ def _pe_operands(tile: Tile, dense: NDArray[np.uint16], kind: str) -> dict[str, 
         row = pixel // _PIXELS * _HALO + pixel % _PIXELS
         first = True
         codes = tile.codes[row]
-        wide = [(int(k), None) for k in np.flatnonzero(codes == CODE_FP16)]
-        narrow = np.flatnonzero(codes == CODE_FP8)
-        even, odd = [int(k) for k in narrow if k % 2 == 0], [int(k) for k in narrow if k % 2]
-        length = max(len(even), len(odd))
-        pairs = list(zip(even + [None] * (length - len(even)), odd + [None] * (length - len(odd)), strict=True))
-        for low, high in wide if kind == "fp16" else pairs:
-            ks = (low, high)
-            a.append(sum(int(tile.bits[row, k]) << 16 * i for i, k in enumerate(ks) if k is not None))
-            b.append(sum(int(dense[k, 0]) << 16 * i for i, k in enumerate(ks) if k is not None))
-            enable.append(sum(1 << i for i, k in enumerate(ks) if k is not None))
+        wide = [[int(k)] for k in np.flatnonzero(codes == CODE_FP16)]
+        for ks in wide if kind == "fp16" else _pairs(np.flatnonzero(codes == CODE_FP8)):
+            a.append(sum(int(tile.bits[row, k]) << 16 * i for i, k in enumerate(ks)))
+            b.append(sum(int(dense[k, 0]) << 16 * i for i, k in enumerate(ks)))
+            enable.append((1 << len(ks)) - 1)
             load.append(int(first))
             first = False
     return {
         name: np.array(x[:_MOST], np.uint64) for name, x in (("a", a), ("b", b), ("enable", enable), ("load", load))
     }
+
+
+def _pairs(ks: NDArray[np.int64]) -> Iterator[list[int]]:
+    """FP8 elements of a visit, cycle by cycle: of the two banks of dense rows that have most left."""
+    left = [[int(k) for k in ks if k % SLICE.dense_banks == bank] for bank in range(SLICE.dense_banks)]
+    while any(left):
+        yield [bank.pop(0) for bank in sorted(left, key=len, reverse=True)[:2] if bank]
 
 
 def measure_pe(bench: Bench, tiles: Tiles) -> dict[str, float]:

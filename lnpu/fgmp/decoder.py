@@ -8,6 +8,7 @@ from lnpu.config import ChipConfig
 from lnpu.formats import BLOCK, Code, NonzeroMode, PrecisionMode, element_beat
 from lnpu.hdl import Block, Sram, place
 from lnpu.mem.fifo import RegisterFifo
+from lnpu.tree_sum import tree_sum
 
 __all__ = ["Decoder", "decoder_input", "expand_e4m3"]
 
@@ -40,14 +41,6 @@ def expand_e4m3(byte: Value) -> Value:
         Mux(mantissa[1], Cat(Const(0, 9), mantissa[:1], Const(7, 5)), Cat(Const(0, 10), Mux(mantissa[0], 6, 0)[:5])),
     )  # fmt: skip
     return Cat(Mux(exponent == 0, subnormal, normal)[:15], sign)
-
-
-def _count(bits) -> Value:
-    """Number of ones, as a tree of adders."""
-    terms = list(bits)
-    while len(terms) > 1:
-        terms = [sum(terms[index : index + 2], start=Const(0, 0)) for index in range(0, len(terms), 2)]
-    return terms[0]
 
 
 def _parse_list(entries: list[Value]) -> tuple[Value, Value, Value]:
@@ -273,7 +266,7 @@ class Decoder(Block):
                         first, end = (8 * max(0, byte - unit * place) for byte in (1, 1 + MASK_BYTES))
                         if first < 8 * unit and end:
                             before = ones if place else 0
-                            m.d.sync += ones.eq(before + _count(packed.payload.data[first:end]))
+                            m.d.sync += ones.eq(before + tree_sum(packed.payload.data[first:end]))
                 m.d.sync += length.eq(packed.payload.length)
                 with m.If((index + 1 >= units) | packed.payload.last):
                     m.d.sync += complete.eq(1)
@@ -339,7 +332,7 @@ class Decoder(Block):
         for element in range(beat):
             rank = Signal(range(element + 1), name=f"rank{element}")
             m.d.comb += [
-                rank.eq(_count(mask[:element]) if element else 0),
+                rank.eq(tree_sum(mask[:element]) if element else 0),
                 fp16[element].eq(Mux(block.mixed, block.precision[: element + 1].bit_select(rank, 1), block.fp16)),
             ]
             ranks.append(rank)
@@ -358,7 +351,7 @@ class Decoder(Block):
             with m.If(active):
                 m.d.sync += [
                     block.mask.eq(block.mask >> beat),
-                    block.precision.eq(block.precision >> _count(mask)),
+                    block.precision.eq(block.precision >> tree_sum(mask)),
                     beats.eq(beats + 1),
                     first.eq(0),
                     seen8.eq(any8),
@@ -387,14 +380,14 @@ class Decoder(Block):
             for nonzero, fp16 in zip(ranked.payload.nonzero, ranked.payload.fp16, strict=True)
         ]
         used = Signal(range(2 * beat + 1), name="beat_bytes")
-        m.d.comb += used.eq(_count(sizes))
+        m.d.comb += used.eq(tree_sum(sizes))
         with m.If(ranked.ready):
             m.d.sync += placed.valid.eq(ranked.valid)
         with m.If(ranked.ready & ranked.valid):
             for name in ("nonzero", "fp16", "first", "final", "zero", "bad", "start", "length"):
                 m.d.sync += placed.payload[name].eq(ranked.payload[name])
             for element in range(beat):
-                m.d.sync += placed.payload.offset[element].eq(_count(sizes[:element]) if element else 0)
+                m.d.sync += placed.payload.offset[element].eq(tree_sum(sizes[:element]) if element else 0)
             m.d.sync += [placed.payload.bytes.eq(used), placed.payload.total.eq(total + used)]
         return placed
 

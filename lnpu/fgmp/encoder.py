@@ -16,6 +16,7 @@ from lnpu.fgmp.quantizer import Quantizer
 from lnpu.formats import F16_INF, Code, NonzeroMode, PrecisionMode
 from lnpu.hdl import Block, place
 from lnpu.mem.fifo import RegisterFifo, SramFifo
+from lnpu.tree_sum import tree_sum
 
 __all__ = ["BLOCKS_AHEAD", "Encoder", "block_place", "block_size", "encoder_events"]
 
@@ -88,13 +89,6 @@ def _compact(m: Module, name: str, unit: int, pieces: list, lengths: list):
             next_lengths.append(length)
         pieces, lengths, most = next_pieces, next_lengths, 2 * most
     return pieces[0], lengths[0]
-
-
-def _count(bits: list):
-    """Number of bits set."""
-    if len(bits) == 1:
-        return bits[0]
-    return _count(bits[: len(bits) // 2]) + _count(bits[len(bits) // 2 :])
 
 
 class Encoder(Block):
@@ -197,7 +191,7 @@ class Encoder(Block):
             "fp8": lambda q: q.code == Code.FP8,
             "fp16": lambda q: q.code == Code.FP16,
         }.items():
-            m.d.sync += self.events[name].eq(Mux(took, _count([condition(q) for q in quantizers]), 0))
+            m.d.sync += self.events[name].eq(Mux(took, tree_sum([condition(q) for q in quantizers]), 0))
         m.d.sync += self.events.nonfinite.eq(took & Cat(q.v[:15] >= F16_INF for q in quantizers).any())
         tops = [Mux(took & ~q.v[10:15].all(), q.v[10:15], 0) for q in quantizers]
         while len(tops) > 1:

@@ -1,34 +1,35 @@
 """The zero-skip controller issues every element of a visit exactly once and nothing else.
 
 The harness remembers the masks of the visit and what has been issued of it. What the controller has left must be the
-difference, `last` must come with the last element, and a transfer that is not the only one of its visit must issue at
-least one element: a visit of n elements ends after at most max(1, n) transfers, so there is no deadlock.
+difference, `last` must come with the last element, and each transfer must leave one cycle less of those that the
+documented formula gives for what is left: a visit ends after as many transfers as that says, so there is no deadlock.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import TINY
 from lnpu.core.zero_skip import ZeroSkip, issue_layout, visit_layout
 from lnpu.hdl import Block, place
+from lnpu.tree_sum import tree_sum
 from verif.formal.proof import Fault, Proof
 
 __all__ = ["PROOFS"]
-
-_PARTS = ("fp16_even", "fp16_odd", "fp8_even", "fp8_odd")
 
 
 class IssuesOnce(Block):
     """A zero-skip controller and the set of what it has issued."""
 
-    def __init__(self, *, depth: int) -> None:
-        self.config = TINY.replace(depth=depth)
+    def __init__(self, *, depth: int, banks: int) -> None:
+        self.config = TINY.replace(depth=depth, dense_banks=banks)
+        size = depth // banks
         super().__init__(
             {
                 "visit": In(stream.Signature(visit_layout(self.config))),
                 "issue": Out(stream.Signature(issue_layout(self.config))),
-                **{f"peek_{part}": In(depth // 2) for part in _PARTS},
+                **{f"peek_{part}_{bank}": In(size) for part in ("fp16", "fp8") for bank in range(banks)},
+                **{f"peek_count_{bank}": In(range(size + 1)) for bank in range(banks)},
                 "assume": Out(1),
                 "hold": Out(1),
             }
@@ -36,7 +37,7 @@ class IssuesOnce(Block):
 
     def elaborate(self, platform):
         m = Module()
-        depth = self.config.depth
+        depth, banks = self.config.depth, self.config.dense_banks
         dut = place(m, "dut", ZeroSkip(config=self.config))
         m.d.comb += [
             dut.visit.p.eq(self.visit.p),
@@ -68,17 +69,22 @@ class IssuesOnce(Block):
                 issued.eq(0),
             ]
         left = nonzero & ~issued
-        remaining = [
-            Cat((left & (fp8 if part.startswith("fp8") else ~fp8))[part.endswith("odd") :: 2]) for part in _PARTS
-        ]
-        matches = [getattr(self, f"peek_{part}") == value for part, value in zip(_PARTS, remaining, strict=True)]
+        matches = []
+        for bank in range(banks):
+            wide, narrow = ((left & mask)[bank::banks] for mask in (~fp8, fp8))
+            matches += [
+                getattr(self, f"peek_fp16_{bank}") == wide,
+                getattr(self, f"peek_fp8_{bank}") == narrow,
+                getattr(self, f"peek_count_{bank}") == tree_sum(narrow),
+            ]
         ok = Cat(
             dut.issue.p.first == ~begun,
             (now & ~left) == 0,  # elements of this visit, none for a second time
             dut.issue.p.last == ((left & ~now) == 0),  # none is lost
-            (now != 0) | ((nonzero == 0) & ~begun),  # progress
-            ~enable[0] | ~k[0][0],
-            ~enable[1] | k[1][0],
+            (now != 0) | ((nonzero == 0) & ~begun),
+            (left == 0) | (self._cycles(m, "left", left, fp8) == self._cycles(m, "after", left & ~now, fp8) + 1),
+            ~enable[1] | enable[0],
+            ~enable.all() | (k[0] % banks != k[1] % banks),
             fp16 == ((left & ~fp8) != 0),
             (now & Mux(fp16, fp8, ~fp8)) == 0,  # of the precision that is told
             ~(fp16 & enable.all()),
@@ -91,19 +97,32 @@ class IssuesOnce(Block):
         )
         return m
 
+    def _cycles(self, m: Module, name: str, elements: Value, fp8: Value) -> Value:
+        """n16 + max(n8 / 2 rounded up, most n8 of a bank)."""
+        banks = self.config.dense_banks
+        narrow = elements & fp8
+        most = Signal(range(self.config.depth + 1), name=f"most_{name}_0")
+        m.d.comb += most.eq((tree_sum(narrow) + 1) >> 1)
+        for bank in range(banks):
+            count = tree_sum(narrow[bank::banks])
+            before, most = most, Signal.like(most, name=f"most_{name}_{bank + 1}")
+            m.d.comb += most.eq(Mux(count > before, count, before))
+        return most + tree_sum(elements & ~fp8)
 
-def _proof(depth: int) -> Proof:
+
+def _proof(depth: int, banks: int) -> Proof:
+    names = [*(f"{part}_{bank}" for part in ("fp16", "fp8", "count") for bank in range(banks))]
     return Proof(
-        name=f"zero-skip-{depth}",
-        block=f"ZeroSkip, rows of {depth}",
-        statement="every set bit of the mask is issued once, no other; no deadlock",
-        harness=lambda: IssuesOnce(depth=depth),
+        name=f"zero-skip-{depth}x{banks}",
+        block=f"ZeroSkip, rows of {depth}, {banks} banks",
+        statement="every set bit of the mask is issued once, no other, in the documented number of cycles; no deadlock",
+        harness=lambda: IssuesOnce(depth=depth, banks=banks),
         method="induction",
         depth=3,
-        peeks={f"peek_{part}": f"dut.{part}" for part in _PARTS},
-        faults=(Fault("fp8_odd[1]", 0), Fault("fp16_even[0]", 0)),
+        peeks={f"peek_{name}": f"dut.{name}" for name in names},
+        faults=(Fault("fp8_1[1]", 0), Fault("fp16_0[0]", 0), Fault("count_1[0]", 0)),
         quick=depth == 16,
     )
 
 
-PROOFS = [_proof(depth) for depth in (16, 64)]
+PROOFS = [_proof(depth, banks) for depth, banks in ((16, 2), (16, 4), (64, 4))]

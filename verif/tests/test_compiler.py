@@ -391,7 +391,7 @@ def test_output_phases_together(name: str, masked: bool, monkeypatch: pytest.Mon
 
 def test_pairs_at_borders() -> None:
     """Weight gradients of FP8 images as small as a box: lines at the border have an odd number of pixels, and an odd
-    pitch lets even and odd elements of a visit be as many, all but one."""
+    pitch spreads the elements of a visit over the banks of dense rows."""
     policies = dict.fromkeys(("x", "w", "dy", "y", "dx", "dw"), POLICIES["fp8"])
     shape = Convolution(2, 64, 4, 8, 64, 3, 3, 1, 1)
     job = ConvolutionJob(

@@ -15,7 +15,8 @@ from verif.runner import run
 SHAPES = {
     "tiny": {},
     "odd": {  # nothing is a power of two
-        "rows": 24, "depth": 48, "dense_rows": 56, "lanes": 24, "beat": 8, "psum_rows": 19, "acc_bits": 90,
+        "rows": 24, "depth": 48, "dense_rows": 56, "dense_banks": 2, "lanes": 24, "beat": 8, "psum_rows": 19,
+        "acc_bits": 90,
     },
     "least": {"rows": 16, "depth": 16, "dense_rows": 16, "lanes": 4, "beat": 4, "psum_rows": 16, "cores": 1},
     "single": {"rows": 16, "depth": 16, "dense_rows": 16, "lanes": 16, "beat": 16, "psum_rows": 16},
@@ -24,10 +25,11 @@ SHAPES = {
 GATE = ("lnpu_clock_gate.enable",)
 
 
+@pytest.mark.parametrize("banks", [2, 4])
 @pytest.mark.parametrize("depth, visits", [(64, 400), (16, 300), (128, 150), (48, 150)])
-def test_zero_skip(depth, visits):
-    config = ChipConfig(depth=depth)
-    run(ZeroSkip(config=config), "verif.zero_skip_tb", depth=depth, visits=visits)
+def test_zero_skip(depth, visits, banks):
+    config = {"depth": depth, "dense_rows": 128, "dense_banks": banks}
+    run(ZeroSkip(config=ChipConfig(**config)), "verif.zero_skip_tb", config=config, visits=visits)
 
 
 @pytest.mark.parametrize("shape", ["tiny", "odd", "single"])

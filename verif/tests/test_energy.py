@@ -117,7 +117,7 @@ def test_scaling():
     assert sram_bit(8192, NODE_45) == pytest.approx(10e-12 / 64)
     assert sram_bit(32768, NODE_45) == pytest.approx(20e-12 / 64)  # the source's second figure
     assert sram_bit(10, NODE_45) == sram_bit(1024, NODE_45)
-    assert macro_bytes(PAPER)["dense_high"] == 96 * 36 / 8
+    assert macro_bytes(PAPER)["dense_high"] == 48 * 36 / 8
 
 
 def test_srams_and_flip_flops_are_those_of_the_rtl(tmp_path):
