@@ -81,9 +81,9 @@ class _Layout:
     image : int
         Lines from one image to the next.
     line : int
-        Elements from one line to the next. Odd where there is room: then the lines' first pixels are in all the banks of
-        dense rows in turn, so that FP8 elements find pairs where few pixels of a line count (at the border of images,
-        where a tap sees padding).
+        Elements from one line to the next. Odd where there is room: then first pixels are in all the banks of dense
+        rows in turn, so that FP8 elements find pairs where few pixels of a line count (at the border of images, where a
+        tap sees padding).
     """
 
     images: int
