@@ -1,8 +1,9 @@
 """The zero-skip controller issues every element of a visit exactly once and nothing else.
 
 The harness remembers the masks of the visit and what has been issued of it. What the controller has left must be the
-difference, `last` must come with the last element, and each transfer must leave one cycle less of those that the
-documented formula gives for what is left: a visit ends after as many transfers as that says, so there is no deadlock.
+difference, and `last` must come with the last element. A transfer issues one FP16 element, or leaves one cycle less of
+those that the documented formula gives for the FP8 elements that are left: a visit ends after as many transfers as that
+says, so there is no deadlock.
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
@@ -69,20 +70,22 @@ class IssuesOnce(Block):
                 issued.eq(0),
             ]
         left = nonzero & ~issued
-        matches = []
+        matches, after = [], []
+        counts = [getattr(self, f"peek_count_{bank}") for bank in range(banks)]
         for bank in range(banks):
+            after.append(counts[bank] - (now & fp8)[bank::banks].any())
             wide, narrow = ((left & mask)[bank::banks] for mask in (~fp8, fp8))
             matches += [
                 getattr(self, f"peek_fp16_{bank}") == wide,
                 getattr(self, f"peek_fp8_{bank}") == narrow,
-                getattr(self, f"peek_count_{bank}") == tree_sum(narrow),
+                counts[bank] == tree_sum(narrow),
             ]
         ok = Cat(
             dut.issue.p.first == ~begun,
             (now & ~left) == 0,  # elements of this visit, none for a second time
             dut.issue.p.last == ((left & ~now) == 0),  # none is lost
             (now != 0) | ((nonzero == 0) & ~begun),
-            (left == 0) | (self._cycles(m, "left", left, fp8) == self._cycles(m, "after", left & ~now, fp8) + 1),
+            fp16 | (left == 0) | (_pairs(m, "left", counts) == _pairs(m, "after", after) + 1),
             ~enable[1] | enable[0],
             ~enable.all() | (k[0] % banks != k[1] % banks),
             fp16 == ((left & ~fp8) != 0),
@@ -97,17 +100,15 @@ class IssuesOnce(Block):
         )
         return m
 
-    def _cycles(self, m: Module, name: str, elements: Value, fp8: Value) -> Value:
-        """n16 + max(n8 / 2 rounded up, most n8 of a bank)."""
-        banks = self.config.dense_banks
-        narrow = elements & fp8
-        most = Signal(range(self.config.depth + 1), name=f"most_{name}_0")
-        m.d.comb += most.eq((tree_sum(narrow) + 1) >> 1)
-        for bank in range(banks):
-            count = tree_sum(narrow[bank::banks])
-            before, most = most, Signal.like(most, name=f"most_{name}_{bank + 1}")
-            m.d.comb += most.eq(Mux(count > before, count, before))
-        return most + tree_sum(elements & ~fp8)
+
+def _pairs(m: Module, name: str, counts: list[Value]) -> Value:
+    """Cycles of FP8 elements, so many of each bank: half of all rounded up, or the most of a bank."""
+    cycles = Signal(8, name=f"cycles_{name}_0")
+    m.d.comb += cycles.eq((tree_sum(counts) + 1) >> 1)
+    for bank, count in enumerate(counts):
+        before, cycles = cycles, Signal(8, name=f"cycles_{name}_{bank + 1}")
+        m.d.comb += cycles.eq(Mux(count > before, count, before))
+    return cycles
 
 
 def _proof(depth: int, banks: int) -> Proof:
