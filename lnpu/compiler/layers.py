@@ -128,11 +128,13 @@ class Workspace:
         store: Callable[[Tile, list[int]], None] | None = None,
         finish: Callable[[int], None] | None = None,
     ) -> None:
-        """Run over the tiles of channel blocks in three sets of `operands` areas (two if the tiles are large): while
-        one tile is computed, the next is loaded and the one before stored. `finish` follows the computation of a
-        block's last tile."""
+        """Run over the tiles of channel blocks in three sets of `operands` areas (four of a single operand; fewer if
+        the tiles are large): while one tile is computed, the next is loaded and the one before stored. `finish` follows
+        the computation of a block's last tile."""
         program = self.program
-        sets = 3 if self.areas(3 * operands)[1] >= run_rows(tensor, self.beat) else 2
+        sets = 4 if operands == 1 else 3  # of several operands, smaller tiles cost more than late stores
+        while sets > 2 and self.areas(sets * operands)[1] < run_rows(tensor, self.beat):
+            sets -= 1
         places, size = self.areas(sets * operands)
         at = [places[i : i + operands] for i in range(0, len(places), operands)]
         tiles = [tile for block in blocks for tile in tiles_of(tensor, self.beat, size, block)]
