@@ -142,8 +142,8 @@ verilog: setup ## Write the Verilog of CONFIG to rtl/CONFIG
 integration: setup-integration ## Write the Verilog of CONFIG with the C header and the HTML of its registers
 	@$(BIN)/lnpu integration $(call option,CONFIG,config)
 
-soc: setup-integration ## Run a training step from a C program on the example system, bit for bit
-	@$(BIN)/lnpu soc $(call option,CONFIG,config) $(call option,BATCH,batch) $(call option,SEED,seed)
+soc: setup-integration ## Run training steps from a C program on the example system, bit for bit
+	@$(BIN)/lnpu soc $(call option,CONFIG,config) $(call option,BATCH,batch) $(call option,STEPS,steps) $(call option,SEED,seed)
 
 lint: check ## Run ruff, mypy, Verilator's lint and Yosys' checks on CONFIG
 	@$(BIN)/python -m lnpu.verilog '$(CONFIG)' --directory 'build/lint/$(CONFIG)' --lint

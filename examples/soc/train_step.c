@@ -1,25 +1,24 @@
-/* A training step through the C-visible interface only: generated headers, the bus and the interrupt.
+/* Training steps through the C-visible interface only: generated headers, the bus and the interrupt.
  *
  * usage: train_step memory.bin after.bin
  *
- * Loads the image of the memory, runs feed-forward, computes the softmax cross-entropy gradient of the logits, runs
- * back-propagation and the update, prints the counters, and writes the memory to after.bin. */
+ * Loads the image of the memory. In each step runs feed-forward, computes the softmax cross-entropy gradient of the
+ * logits, runs back-propagation and the update. Prints the counters, and writes the memory to after.bin. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bus.h"
+#include "fgmp.h"
 #include "lnpu_commands.h"
 #include "lnpu_config.h"
 #include "lnpu_registers.h"
 #include "lnpu_step.h"
 
 #define REGISTER(name) (LNPU_BASE + (uint64_t)offsetof(lnpu_t, name))
-#define SLOT_BYTES 160
-#define BLOCK 64
 
-#if LNPU_STEP_CLASSES > BLOCK
+#if LNPU_STEP_CLASSES > 64
 #error "the logits must fit one block of 64 elements"
 #endif
 
@@ -48,58 +47,12 @@ static void run(const char *name, uint64_t address, uint32_t commands)
     printf("%s: %u commands\n", name, commands);
 }
 
-/* IEEE binary16 of x, to nearest, ties to even. */
-static uint16_t to_half(float x)
-{
-    uint32_t bits, magnitude, sign, half, rest, shift;
-    memcpy(&bits, &x, 4);
-    sign = bits >> 16 & 0x8000;
-    magnitude = bits & 0x7FFFFFFF;
-    if (magnitude > 0x7F800000) return 0x7E00;
-    if (magnitude >= 0x47800000) return (uint16_t)(sign | 0x7C00);
-    if (magnitude < 0x33000000) return (uint16_t)sign;
-    if (magnitude >= 0x38800000) {
-        half = (magnitude - 0x38000000) >> 13;
-        rest = magnitude << 19;
-    } else { /* subnormal */
-        shift = 126 - (magnitude >> 23);
-        magnitude = (magnitude & 0x7FFFFF) | 0x800000;
-        half = magnitude >> shift;
-        rest = magnitude << (32 - shift);
-    }
-    half += rest > 0x80000000u || (rest == 0x80000000u && (half & 1));
-    return (uint16_t)(sign | half);
-}
-
-/* An encoded block of FP16 elements (docs/architecture.md); returns its bytes. */
-static unsigned encode_block(uint8_t *out, const uint16_t *elements)
-{
-    enum { DENSE = 0, MASKED = 1, EMPTY = 2, FP16 = 1 << 2, MAGIC = 0xA0 };
-    unsigned i, count = 0, length = 1;
-    for (i = 0; i < BLOCK; ++i) count += (elements[i] & 0x7FFF) != 0;
-    if (count == 0) {
-        out[0] = MAGIC | EMPTY;
-        return 1;
-    }
-    out[0] = (uint8_t)(MAGIC | FP16 | (count == BLOCK ? DENSE : MASKED));
-    if (count < BLOCK) {
-        memset(out + 1, 0, BLOCK / 8);
-        for (i = 0; i < BLOCK; ++i)
-            if (elements[i] & 0x7FFF) out[1 + i / 8] |= (uint8_t)(1u << i % 8);
-        length += BLOCK / 8;
-    }
-    for (i = 0; i < BLOCK; ++i) {
-        if (!(elements[i] & 0x7FFF)) continue;
-        out[length++] = (uint8_t)elements[i];
-        out[length++] = (uint8_t)(elements[i] >> 8);
-    }
-    return length;
-}
-
 /* Softmax cross-entropy: the gradient of the logits goes to memory, the loss is returned. */
 static double loss_and_gradient(void)
 {
     static const int labels[LNPU_STEP_BATCH] = LNPU_STEP_LABELS;
+    static const fgmp_policy_t policy = {LNPU_STEP_ERROR_SCALE, LNPU_STEP_ERROR_LO, LNPU_STEP_ERROR_HI,
+                                         LNPU_STEP_ERROR_BELOW, LNPU_STEP_ERROR_ABOVE};
     const unsigned run_blocks = 1u << LNPU_STEP_ERROR_LOG2_RUN;
     float logits[LNPU_STEP_CLASSES];
     double loss = 0.0;
@@ -107,8 +60,8 @@ static double loss_and_gradient(void)
     unsigned n, c;
     for (n = 0; n < LNPU_STEP_BATCH; ++n) {
         const unsigned block = n * LNPU_STEP_ERROR_LINE_BLOCKS; /* an image is a line of one pixel */
-        uint16_t elements[BLOCK] = {0};
-        uint8_t code[SLOT_BYTES], length;
+        float error[FGMP_BLOCK] = {0};
+        uint8_t code[FGMP_SLOT_BYTES], length;
         double largest, sum = 0.0, gradient;
         lnpu_bus_read(LNPU_STEP_LOGITS_ADDRESS + (uint64_t)n * LNPU_STEP_LOGITS_PITCH, logits, sizeof logits);
         largest = logits[0];
@@ -117,10 +70,10 @@ static double loss_and_gradient(void)
         loss += log(sum) - (logits[labels[n]] - largest);
         for (c = 0; c < LNPU_STEP_CLASSES; ++c) {
             gradient = exp(logits[c] - largest - log(sum)) - ((int)c == labels[n]);
-            elements[c] = to_half((float)(gradient / LNPU_STEP_BATCH) * LNPU_STEP_LOSS_SCALE);
+            error[c] = (float)(gradient / LNPU_STEP_BATCH) * LNPU_STEP_LOSS_SCALE;
         }
-        length = (uint8_t)encode_block(code, elements);
-        if (block % run_blocks == 0) place = LNPU_STEP_ERROR_SLOTS + (uint64_t)SLOT_BYTES * block;
+        length = (uint8_t)fgmp_encode_block(code, error, &policy);
+        if (block % run_blocks == 0) place = LNPU_STEP_ERROR_SLOTS + (uint64_t)FGMP_SLOT_BYTES * block;
         lnpu_bus_write(place, code, length);
         lnpu_bus_write(LNPU_STEP_ERROR_TABLE + block, &length, 1);
         place += length;
@@ -161,6 +114,7 @@ static void copy_file(const char *path, const char *mode, uint8_t *buffer)
 int train_step(int argc, char **argv)
 {
     uint8_t *buffer;
+    unsigned step;
     if (argc != 3) {
         fprintf(stderr, "usage: %s memory.bin after.bin\n", argv[0]);
         return 2;
@@ -177,10 +131,12 @@ int train_step(int argc, char **argv)
     run_own_program();
     run("initial states", LNPU_STEP_INITIAL_ADDRESS, LNPU_STEP_INITIAL_COMMANDS);
     lnpu_bus_write32(REGISTER(CONTROL), LNPU__CONTROL__CLEAR_bm);
-    run("feed-forward", LNPU_STEP_FORWARD_ADDRESS, LNPU_STEP_FORWARD_COMMANDS);
-    printf("loss %.6f\n", loss_and_gradient());
-    run("back-propagation and weight gradients", LNPU_STEP_BACKWARD_ADDRESS, LNPU_STEP_BACKWARD_COMMANDS);
-    run("update", LNPU_STEP_UPDATE_ADDRESS, LNPU_STEP_UPDATE_COMMANDS);
+    for (step = 0; step < LNPU_STEP_STEPS; ++step) {
+        run("feed-forward", LNPU_STEP_FORWARD_ADDRESS, LNPU_STEP_FORWARD_COMMANDS);
+        printf("loss %.6f\n", loss_and_gradient());
+        run("back-propagation and weight gradients", LNPU_STEP_BACKWARD_ADDRESS, LNPU_STEP_BACKWARD_COMMANDS);
+        run("update", LNPU_STEP_UPDATE_ADDRESS, LNPU_STEP_UPDATE_COMMANDS);
+    }
 
 #define COUNTER(name) print_counter(#name, REGISTER(COUNTER_##name##_LOW))
     COUNTER(CYCLES);

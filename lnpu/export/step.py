@@ -1,5 +1,6 @@
-"""A training step for a host in C: image of the memory before it, addresses as a C header, and the check afterwards."""
+"""Training steps for a host in C: image of the memory before them, addresses as a C header, the check afterwards."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import golden.network
 from golden.network import Layer
 from lnpu.compiler.graph import BatchNorm, Conv, GlobalAveragePool, Graph, Linear, Relu
 from lnpu.compiler.layers import Optimiser
-from lnpu.compiler.training import Formats, TrainingStep
+from lnpu.compiler.policies import TARGETS, get_formats
+from lnpu.compiler.training import TrainingStep
 from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import COMMAND_BYTES
 from lnpu.datasets import load_images, normalise
@@ -40,18 +42,31 @@ class _Memory:
 class ExportedStep:
     """A step of a small network (convolution, batch norm, ReLU, average, linear) on scikit-learn's digits.
 
-    All formats are static FP16, so that the host's encoder in C stays short.
-
     Parameters
     ----------
     config : ChipConfig
     batch : int
         Images in the step.
+    steps : int
+        How often it is run, on the same images.
+    formats : str
+        "dynamic", "fgmp", "fp16" or "fp8", see `lnpu.compiler.policies`.
     seed : int
         Of the choice of images and the initial weights.
+
+    Raises
+    ------
+    ValueError
+        If `steps` is less than 1, or `formats` is none of these.
     """
 
-    def __init__(self, config: ChipConfig, *, batch: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self, config: ChipConfig, *, batch: int = 4, steps: int = 2, formats: str = "dynamic", seed: int = 0
+    ) -> None:
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps!r}")
+        self.steps = steps
+        policies, targets = get_formats(formats), TARGETS.get(formats, {})
         graph = Graph("digits", 1, _IMAGE, _IMAGE)
         x = graph.add(Conv("conv", "images", _WIDTH, 3, 1, 1))
         x = graph.add(Relu("relu", graph.add(BatchNorm("bn", x))))
@@ -66,12 +81,18 @@ class ExportedStep:
         images, self.labels, _ = load_images(None, image=_IMAGE, count=batch, seed=seed)
         self.pixels = normalise(images)
         self.step = TrainingStep(
-            config, graph, batch=batch, formats=Formats(), optimiser=Optimiser(0.05, 0.9, 1e-4, _LOSS_SCALE)
+            config,
+            graph,
+            batch=batch,
+            formats=policies,
+            optimiser=Optimiser(0.05, 0.9, 1e-4, _LOSS_SCALE),
+            targets=targets,
         )
         self.network = golden.network.Network(
             layers,
-            golden.network.Formats(),
+            golden.network.Formats(**{name: getattr(policies, name) for name in asdict(policies)}),
             golden.network.Hyperparameters(rate=0.05, momentum=0.9, decay=1e-4, loss_scale=_LOSS_SCALE),
+            targets,
         )
         self.parameters = golden.network.initial_parameters(layers, 1, seed)
         self.scratch = -(-self.step.map.next // COMMAND_BYTES) * COMMAND_BYTES
@@ -88,7 +109,7 @@ class ExportedStep:
         return self._trainer.device.memory
 
     def header(self) -> str:
-        """`lnpu_step.h`: where the programs, the logits and their error are, and the labels."""
+        """`lnpu_step.h`: where the programs, the logits and their error are, its format, and the labels."""
         step = self.step
         logits, error = step.raw("fc"), step.encoded("d.fc")
         numbers: dict[str, Any] = {"MEMORY_BYTES": self.size, "SCRATCH": self.scratch}
@@ -99,6 +120,7 @@ class ExportedStep:
                 f"{name.upper()}_COMMANDS": len(program.commands),
             }
         numbers |= {
+            "STEPS": self.steps,
             "BATCH": step.batch,
             "CLASSES": logits.channels,
             "LOGITS_ADDRESS": logits.address,
@@ -107,15 +129,20 @@ class ExportedStep:
             "ERROR_TABLE": error.table,
             "ERROR_LINE_BLOCKS": error.line_blocks,
             "ERROR_LOG2_RUN": error.log2_run,
+            "ERROR_LO": error.policy.lo_bits,
+            "ERROR_HI": error.policy.hi_bits,
         }
         return "\n".join(
             [
-                "/* A training step in memory.bin. Generated: do not edit. */",
+                "/* The training step in memory.bin. Generated: do not edit. */",
                 "#ifndef LNPU_STEP_H",
                 "#define LNPU_STEP_H",
                 "",
                 *(f"#define LNPU_STEP_{name} {value}u" for name, value in numbers.items()),
                 f"#define LNPU_STEP_LOSS_SCALE {_LOSS_SCALE}f",
+                f"#define LNPU_STEP_ERROR_SCALE ({error.policy.scale})",
+                f"#define LNPU_STEP_ERROR_BELOW FGMP_{error.policy.below.upper()}",
+                f"#define LNPU_STEP_ERROR_ABOVE FGMP_{error.policy.above.upper()}",
                 f"#define LNPU_STEP_LABELS {{{', '.join(str(label) for label in self.labels)}}}",
                 "",
                 "#endif",
@@ -132,7 +159,7 @@ class ExportedStep:
         return [image, header]
 
     def check(self, memory: bytes) -> dict[str, tuple[int, int]]:
-        """Mismatching and all elements of every tensor in the memory after the step, against the golden model.
+        """Mismatching and all elements of every tensor in the memory after the last step, against the golden model.
 
         Raises
         ------
@@ -143,7 +170,9 @@ class ExportedStep:
         """
         if len(memory) != self.size:
             raise ValueError(f"the memory after the step must be {self.size} bytes, not {len(memory)}")
-        expected = self.network.train_step(self.network.initial_state(self.parameters), self.pixels, self.labels)
+        state = self.network.initial_state(self.parameters)
+        for _ in range(self.steps):
+            expected = self.network.train_step(state, self.pixels, self.labels)
         before = self.memory.copy()
         self.memory[:] = np.frombuffer(memory, np.uint8)
         try:

@@ -1,19 +1,23 @@
 """Register map, headers, constraints, core file, and the example system."""
 
+import ctypes
 import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from golden.fgmp import FP8_POLICY, FP16_POLICY, Policy, fgmp
+from golden.memory import encode_block
 from lnpu.config import PAPER, TINY
 from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode
 from lnpu.ctrl.counters import COUNTERS
 from lnpu.ctrl.registers import COUNTER_BASE, REGISTERS
 from lnpu.export.headers import command_fields, commands_header, config_header
-from lnpu.export.soc import run_soc
+from lnpu.export.soc import EXAMPLE, run_soc
 from lnpu.export.srams import srams
 from lnpu.export.step import ExportedStep
 from lnpu.export.systemrdl import system_rdl
@@ -226,8 +230,79 @@ def test_example_system_lint(tmp_path):
     assert lint(files, top="lnpu_soc") == []
 
 
-def test_training_step_from_c():
+@pytest.fixture(scope="module")
+def encode_in_c(tmp_path_factory):
+    """The example's encoder: (64 float32 values, policy) to bytes."""
+    library = tmp_path_factory.mktemp("fgmp") / "fgmp.so"
+    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover"]
+    subprocess.run(["gcc", *flags, "-shared", "-fPIC", str(EXAMPLE / "fgmp.c"), "-lm", "-o", str(library)], check=True)
+    function = ctypes.CDLL(str(library)).fgmp_encode_block
+
+    class CPolicy(ctypes.Structure):
+        _fields_ = [("scale", ctypes.c_int), ("lo", ctypes.c_uint16), ("hi", ctypes.c_uint16),
+                    ("below", ctypes.c_int), ("above", ctypes.c_int)]  # fmt: skip
+
+    def encode(values, policy):
+        choices = ("fp16", "fp8", "zero")
+        given = CPolicy(
+            policy.scale, policy.lo_bits, policy.hi_bits, choices.index(policy.below), choices.index(policy.above)
+        )
+        out = (ctypes.c_uint8 * 145)()
+        data = np.ascontiguousarray(values, np.float32)
+        length = function(out, data.ctypes.data_as(ctypes.c_void_p), ctypes.byref(given))
+        return bytes(out[:length])
+
+    return encode
+
+
+def test_c_encoder_of_every_half(encode_in_c):
+    """Every FP16 pattern in FP16, in FP8, and with limits in between."""
+    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32).reshape(-1, 64)
+    for policy in (
+        FP16_POLICY,
+        FP8_POLICY,
+        Policy.between(2.0**-6, 64.0, below="zero"),
+        Policy.between(2.0**-3, 448.0),
+    ):
+        for block in values:
+            expected = fgmp(block, policy)
+            assert encode_in_c(block, policy) == encode_block(expected.bits, expected.codes), (block, policy)
+
+
+def test_c_encoder_of_blocks(encode_in_c):
+    """Random blocks of every density and share of FP16, of FP32 values, under random policies."""
+    rng = np.random.default_rng(2)
+    for _ in range(2000):
+        lo, hi = sorted(int(bits) for bits in rng.integers(0x8000, size=2))
+        policy = Policy(
+            int(rng.integers(-20, 20)), lo, hi, rng.choice(["fp16", "fp8", "zero"]), rng.choice(["fp16", "fp8"])
+        )
+        values = rng.standard_normal(64) * 2.0 ** rng.integers(-30, 30, 64)
+        values *= rng.random(64) < rng.choice([0, 0.1, 0.5, 1])
+        if rng.random() < 0.3:  # ties of FP16
+            values = np.round(values * 2048) / 2048
+        values = values.astype(np.float32)
+        expected = fgmp(values, policy)
+        assert encode_in_c(values, policy) == encode_block(expected.bits, expected.codes), (values, policy)
+
+
+def test_steps_from_c_are_refused():
+    with pytest.raises(ValueError, match="steps must be at least 1, not 0"):
+        ExportedStep(TINY, steps=0)
+    with pytest.raises(ValueError, match="formats must be one of dynamic"):
+        ExportedStep(TINY, formats="fp4")
+
+
+@pytest.mark.parametrize("formats", ["fp16", "fgmp"])
+def test_static_step_from_c(formats):
+    result = run_soc(TINY, BUILD / "soc", formats=formats, steps=1)
+    assert result.mismatches == 0, result.tensors
+
+
+def test_training_steps_from_c():
+    """Dynamic FGMP: the second step stores with scales and limits that the chip has set after the first one."""
     result = run_soc(TINY, BUILD / "soc")
+    assert result.output.count("loss ") == 2
     assert result.mismatches == 0, result.tensors
     assert result.elements > 5000
     assert {"w.conv", "master.fc", "momentum.conv", "fc", "d.fc"} <= set(result.tensors)
