@@ -26,15 +26,14 @@ from lnpu.replay.simulate import AFTER, BEFORE, RECORD_BYTES, Operand, Segment
 from lnpu.sim.build import add_sources
 from lnpu.train_step import Settings, initial_parameters, prepare
 
-__all__ = ["GoldenStep", "Images", "key_of", "load", "plan"]
+__all__ = ["GoldenStep", "Images", "load", "plan"]
 
-_VERSION = 1
+_VERSION = 2
 """Of what a segment's result is; those of another are not taken for it."""
 
-_SOURCES = (
-    "lnpu.chip", "lnpu.compiler.policies", "lnpu.compiler.traffic", "lnpu.driver", "lnpu.replay.plan",
-    "lnpu.replay.simulate", "golden.network",
-)  # fmt: skip
+_SOURCES = ("lnpu.chip", "lnpu.compiler.traffic", "lnpu.sim.simulator", "golden.memory")
+_SOURCES_ALONE = ("lnpu.driver", "lnpu.replay.plan", "lnpu.replay.simulate")
+"""What a segment's result depends on besides its commands and its tensors: not on how these came about."""
 
 _NO_MEMORY = {Opcode.MULTIPLY, Opcode.DRAIN, Opcode.VECTOR, Opcode.STATE, Opcode.COMMIT, Opcode.NOP}
 
@@ -54,16 +53,6 @@ def load(settings: Settings) -> Images:
         settings.data, image=settings.image, count=settings.batch * settings.steps, seed=settings.seed
     )
     return Images(normalise(images), labels, classes)
-
-
-def key_of(settings: Settings, config: ChipConfig, images: Images) -> str:
-    """Identifies the results of all segments by everything that they depend on."""
-    numbers = {name: value for name, value in asdict(settings).items() if name not in ("config", "data", "memory")}
-    digest = hashlib.sha256(json.dumps([_VERSION, asdict(config), numbers, images.classes]).encode())
-    for array in (images.pixels, images.labels):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    add_sources(digest, *_SOURCES)
-    return digest.hexdigest()[:12]
 
 
 @dataclass
@@ -180,6 +169,40 @@ def _write(step: TrainingStep, host: Host, name: str, value: "Quantised | NDArra
             host.write_vector(tensor, value)
 
 
+class _Keys:
+    """Identifies results of segments by all that they depend on: sources, chip, commands, tensors before and after."""
+
+    def __init__(self, golden_step: GoldenStep) -> None:
+        self._step = golden_step
+        self._common = hashlib.sha256(json.dumps([_VERSION, asdict(golden_step.step.config)]).encode())
+        add_sources(self._common, *_SOURCES, alone=_SOURCES_ALONE)
+        self._contents: dict[tuple[str, bool], bytes] = {}
+
+    def of(self, segment: Segment, commands: Sequence[Command]) -> str:
+        """The key of a segment with these commands; wherever they are in memory."""
+        digest = self._common.copy()
+        anywhere = replace(segment, name="", address=0)
+        digest.update(repr(anywhere).encode() + b"".join(command.encode() for command in commands))
+        for operand in segment.reads:
+            digest.update(self._content(operand.tensor.name, operand.updated))
+        for tensor in segment.writes:
+            digest.update(self._content(tensor.name, True))
+        for name, _ in segment.records:
+            digest.update(self._step.records[name])
+        return digest.hexdigest()[:12]
+
+    def _content(self, name: str, after: bool) -> bytes:
+        """Hash of a tensor of the golden model."""
+        if (name, after) not in self._contents:
+            value = (self._step.after if after else self._step.before)[name]
+            arrays: list[NDArray[Any]] = [value.bits, value.codes] if isinstance(value, Quantised) else [value]
+            digest = hashlib.sha256(repr([value.scale] if isinstance(value, Quantised) else []).encode())
+            for array in arrays:
+                digest.update(repr((array.dtype.str, array.shape)).encode() + np.ascontiguousarray(array).tobytes())
+            self._contents[name, after] = digest.digest()
+        return self._contents[name, after]
+
+
 class _Map:
     """Which tensor a command means."""
 
@@ -235,8 +258,8 @@ class _Accesses:
         return found
 
 
-def plan(golden_step: GoldenStep, key: str) -> list[Segment]:
-    """All segments of the step's programs, in order.
+def plan(golden_step: GoldenStep) -> list[Segment]:
+    """All segments of the step's programs, in order. A segment's name has a key of all that its result depends on.
 
     Raises
     ------
@@ -247,6 +270,7 @@ def plan(golden_step: GoldenStep, key: str) -> list[Segment]:
     step = golden_step.step
     tensors, numbers = _Map(step.tensors), {tensor.state: tensor.name for tensor, _ in step.dynamic}
     record_names = {address: name for name, address in step.records.items()}
+    keys = _Keys(golden_step)
     written: set[str] = set()
     committed: set[int] = set()
     segments: list[Segment] = []
@@ -278,25 +302,26 @@ def plan(golden_step: GoldenStep, key: str) -> list[Segment]:
             reads = tuple(Operand(step.tensors[source], source in written) for source in found.reads)
             writes = tuple(step.tensors[output] for output in found.writes)
             size = sum(_bytes(tensor) for tensor in (*(operand.tensor for operand in reads), *writes))
-            segments.append(
-                Segment(
-                    name=f"{name}-{index:03}-{operation.layer}-{operation.phase}-{key}".replace(" ", "_"),
-                    title=title,
-                    program=name,
-                    layer=operation.layer,
-                    phase=operation.phase,
-                    address=step.address(program) + COMMAND_BYTES * first,
-                    count=last + 1 - first,
-                    marks=(program.marks[index - 1].address, program.marks[index].address),
-                    states=tuple(states),
-                    reads=reads,
-                    writes=writes,
-                    records=tuple((record_names[address], address) for address in found.records),
-                    macs_dense=operation.macs_dense,
-                    cost=operation.macs_dense / step.config.macs_fp16 + size / (2 * step.config.beat),
-                    shape=_shape(step, operation.layer),
-                )
+            segment = Segment(
+                name="",
+                title=title,
+                program=name,
+                layer=operation.layer,
+                phase=operation.phase,
+                address=step.address(program) + COMMAND_BYTES * first,
+                count=last + 1 - first,
+                marks=(program.marks[index - 1].address, program.marks[index].address),
+                states=tuple(states),
+                reads=reads,
+                writes=writes,
+                records=tuple((record_names[address], address) for address in found.records),
+                macs_dense=operation.macs_dense,
+                cost=operation.macs_dense / step.config.macs_fp16 + size / (2 * step.config.beat),
+                shape=_shape(step, operation.layer),
             )
+            key = keys.of(segment, program.commands[first : last + 1])
+            named = f"{name}-{index:03}-{operation.layer}-{operation.phase}-{key}".replace(" ", "_")
+            segments.append(replace(segment, name=named))
             written |= set(found.writes)
             committed |= found.committed
     return segments

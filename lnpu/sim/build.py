@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -182,10 +182,15 @@ def _source_hash(config: ChipConfig, trace: bool) -> str:
     return digest.hexdigest()[:16]
 
 
-def add_sources(digest: "hashlib._Hash", *modules: str) -> None:
-    """Add to a hash what a simulation is made from besides tools: modules and what they import, harness, macros."""
+def add_sources(digest: "hashlib._Hash", *modules: str, alone: Iterable[str] = ()) -> None:
+    """Add to a hash what a simulation is made from besides tools: modules and what they import, those `alone` without
+    what they import, harness, macros."""
     root = RTL.parent
     paths = {HARNESS, CLOCK_GATE, *(RTL / "sram").glob("*.v")}
+    for name in alone:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None, f"no source of {name}"
+        paths.add(Path(spec.origin))
     for module in modules:
         paths |= imported_sources(module)
     for path in sorted(path.resolve() for path in paths):

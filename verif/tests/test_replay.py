@@ -24,7 +24,7 @@ from lnpu.config import TINY
 from lnpu.ctrl.commands import COMMAND_BYTES, Command, Opcode
 from lnpu.replay import run as run_module
 from lnpu.replay import simulate as simulate_module
-from lnpu.replay.plan import GoldenStep, key_of, load, plan
+from lnpu.replay.plan import GoldenStep, load, plan
 from lnpu.replay.run import choose, is_wrong, replay, table
 from lnpu.replay.simulate import AFTER, BEFORE, simulate
 from lnpu.train_step import Settings
@@ -44,7 +44,7 @@ def golden_step():
 
 @pytest.fixture(scope="module")
 def segments(golden_step):
-    return {segment.title: segment for segment in plan(golden_step, "key")}
+    return {segment.title: segment for segment in plan(golden_step)}
 
 
 @pytest.fixture
@@ -114,18 +114,35 @@ def test_dense():
     step = GoldenStep.compute(settings, TINY, load(settings))
     for name in step.step.relu:
         assert (step.after[name].codes == CODE_FP16).all(), name
-    other = dataclasses.replace(settings, dense=False)
-    assert key_of(settings, TINY, load(settings)) != key_of(other, TINY, load(other))
 
 
-def test_key():
-    images = load(SMALL)
-    keys = {key_of(SMALL, TINY, images)}
-    keys.add(key_of(SMALL, TINY.replace(acc_bits=100), images))
-    other = Settings(width=8, image=16, batch=4, steps=2, stem="imagenet", loss_scale=16.0, seed=1)
-    keys |= {key_of(other, TINY, images), key_of(SMALL, TINY, load(other))}
-    assert len(keys) == 4
-    assert key_of(SMALL, TINY, images) in keys
+def test_keys(golden_step, segments, monkeypatch):
+    """A result is taken for that of a segment whose commands, tensors and chip are the same, and of no other."""
+
+    def changed() -> set[str]:
+        names = {segment.name for segment in segments.values()}
+        return {segment.title for segment in plan(golden_step) if segment.name not in names}
+
+    assert changed() == set()
+    program = golden_step.step.forward
+    at = next(i for i, command in enumerate(program.commands) if command.opcode is Opcode.MULTIPLY)
+    fields = program.commands[at].fields
+    other = Command(Opcode.MULTIPLY, **fields | {"lanes": fields["lanes"] - 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "commands", [*program.commands[:at], other, *program.commands[at + 1 :]])
+        assert changed() == {"forward stem.conv ff"}
+    for name, tensors in (("w.fc", golden_step.before), ("d.fc", golden_step.before), ("fc", golden_step.after)):
+        value = tensors[name]
+        patched = value.copy() if isinstance(value, np.ndarray) else dataclasses.replace(value, codes=value.codes ^ 1)
+        if isinstance(value, np.ndarray):
+            patched.flat[0] += 1
+        with monkeypatch.context() as patch:
+            patch.setitem(tensors, name, patched)
+            found = changed()
+        assert found and all(" fc" in title for title in found), name
+    with monkeypatch.context() as patch:
+        patch.setattr(golden_step.step, "config", TINY.replace(acc_bits=100))
+        assert changed() == set(segments)
 
 
 def test_states(golden_step, segments):
@@ -219,15 +236,15 @@ def test_plan_refuses(golden_step, monkeypatch):
     operation = step.operations(step.forward)[1]
     monkeypatch.setattr(operation, "outputs", ["fc"])
     with pytest.raises(ValueError, match=r"forward stem\.conv ff writes stem\.conv.*, not fc"):
-        plan(golden_step, "key")
+        plan(golden_step)
     monkeypatch.undo()
     with monkeypatch.context() as patch:
         patch.delitem(golden_step.after, "stem.conv")
         with pytest.raises(ValueError, match=r"writes stem\.conv, of which there is no golden copy"):
-            plan(golden_step, "key")
+            plan(golden_step)
     monkeypatch.delitem(golden_step.before, "images")
     with pytest.raises(ValueError, match="reads images, which nothing has written yet"):
-        plan(golden_step, "key")
+        plan(golden_step)
 
 
 def test_choose(segments):
