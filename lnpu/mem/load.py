@@ -13,6 +13,7 @@ from lnpu.hdl import Block, place
 from lnpu.interfaces import Buffer, Error, buffer_write, command_stream, memory_read_signature, vmem_write
 from lnpu.mem.aligner import Aligner, aligned_block
 from lnpu.mem.fifo import RegisterFifo, SramFifo
+from lnpu.vector.skid_buffer import SkidBuffer
 
 __all__ = ["LoadUnit", "LoadWalker", "block_bits", "load_events", "load_pixel", "load_walk"]
 
@@ -398,26 +399,29 @@ class LoadUnit(Block):
         m.d.comb += beat_waits.eq(
             self._place(m, placed, place_walk, start_place, place_done, decoder, rows, real_beat, range_place)
         )
-        # Writes of the two commands to the vector memory, out of one register
-        free, inside = Signal(), Signal()
+        # Writes of the two commands to the vector memory, out of one buffer: what is before it does not hang on the
+        # memory's arbiter, and so on other units.
+        out = place(m, "vmem_buffer", SkidBuffer(width=self.vmem.payload.shape().size))
+        free, inside = out.i.ready, Signal()
+        written = data.View(vmem_write(config), out.o.payload)
+        entry = Signal(vmem_write(config), name="vmem_entry")
         chosen = Signal(_row_write(config), name="vmem_next")
         offered, offered_raw = Signal(), Signal()
         m.d.comb += [
-            free.eq(~self.vmem.valid | self.vmem.ready),
             rows.ready.eq(free),
             offered.eq(rows.valid | offered_raw),
             chosen.eq(rows.payload),
             inside.eq((chosen.address >= 0) & (chosen.address < config.vmem_rows)),
             range_error.eq(range_place | (offered & free & ~inside)),
-            writing.eq(beat_waits | self.vmem.valid | offered),
+            writing.eq(beat_waits | out.o.valid | offered),
+            entry.address.eq(chosen.address[:16]),
+            entry.row.eq(chosen.row),
+            out.i.payload.eq(entry),
+            out.i.valid.eq(offered & inside),
+            self.vmem.payload.eq(written),
+            self.vmem.valid.eq(out.o.valid),
+            out.o.ready.eq(self.vmem.ready),
         ]
-        with m.If(free):
-            m.d.sync += self.vmem.valid.eq(offered & inside)
-        with m.If(free & offered):
-            m.d.sync += [
-                self.vmem.payload.address.eq(chosen.address[:16]),
-                self.vmem.payload.row.eq(chosen.row),
-            ]
         m.d.sync += [self.events.kind.eq(placed.kind), self.events.bits.eq(Mux(real_beat, 16 * config.beat, 0))]
         m.d.comb += [
             self.memory.request.payload.eq(request.payload),

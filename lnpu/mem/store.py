@@ -17,6 +17,7 @@ from lnpu.fp.half import SingleToHalf
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, command_stream, memory_write_signature, vmem_read_signature
 from lnpu.mem.fifo import RegisterFifo
+from lnpu.vector.skid_buffer import SkidBuffer
 
 __all__ = ["StoreUnit", "store_events"]
 
@@ -257,7 +258,7 @@ class StoreUnit(Block):
         return m
 
     def _reader(self, m, begin, row_taken, store, most):
-        """Walk the rows: the registers of the walk are the next request; a row is fetched and then held in `row`."""
+        """Walk the rows: the registers of the walk are the next request. Returns the encoder's row and its `valid`."""
         beat = self.config.beat
         active = Signal()
         address, address_j, address_i, address_n = (
@@ -327,24 +328,22 @@ class StoreUnit(Block):
                         with m.If(n_left == 1):
                             m.d.sync += active.eq(0)
 
-        row = Signal(data.ArrayLayout(32, beat), reset_less=True)
-        row_valid, row_loaded = Signal(), Signal()
+        # Behind a buffer, what is asked of the vector memory does not hang on the encoder.
+        rows = place(m, "rows", SkidBuffer(width=32 * beat))
         pending, pending_fills = Signal(), Signal(reset_less=True)  # a row is at the port of the vector memory
         room = Signal()
         m.d.comb += [
-            row_loaded.eq(pending & (~row_valid | row_taken)),
-            room.eq(~pending | row_loaded),
+            room.eq(~pending | rows.i.ready),
+            rows.i.valid.eq(pending),
+            rows.i.payload.eq(Mux(pending_fills, 0, self.read.row.as_value())),
+            rows.o.ready.eq(row_taken),
             self.read.request.valid.eq(active & ~fills & room),
             self.read.request.payload.eq(address),
             step.eq(active & room & (fills | self.read.request.ready)),
         ]
         with m.If(room):
             m.d.sync += [pending.eq(step), pending_fills.eq(fills)]
-        with m.If(row_loaded):
-            m.d.sync += [row.eq(Mux(pending_fills, 0, self.read.row.as_value())), row_valid.eq(1)]
-        with m.Elif(row_taken):
-            m.d.sync += row_valid.eq(0)
-        return row, row_valid
+        return data.View(data.ArrayLayout(32, beat), rows.o.payload), rows.o.valid
 
     def _writer(self, m, encoder, jobs, table_word, table_waits, begin, astray, written, store):
         """Walk the blocks, ask the memory for each; returns a signal that pulses for each block."""

@@ -6,8 +6,9 @@ from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import LAYOUTS, Opcode
-from lnpu.hdl import Block
-from lnpu.interfaces import Error, command_stream, memory_write_signature, vmem_read_signature, vmem_row
+from lnpu.hdl import Block, place
+from lnpu.interfaces import Error, command_stream, memory_write_signature, vmem_read_signature
+from lnpu.vector.skid_buffer import SkidBuffer
 
 __all__ = ["StoreRawUnit", "store_raw_events"]
 
@@ -26,7 +27,8 @@ class StoreRawUnit(Block):
     The memory is asked for a burst of rows at a time (for one row, if that is longer), when the first of them is read:
     what others ask for waits for hardly more than a burst.
 
-    While a row is sent the next one is read, so a row takes as many cycles as it has words; a line takes two at least.
+    While a row is sent the next ones are read, so a row takes as many cycles as it has words; a line takes at least
+    two.
 
     A command that it cannot run writes nothing. `error` is then set for one cycle, while `busy` is still set:
 
@@ -74,7 +76,9 @@ class StoreRawUnit(Block):
 
         reading, begin = Signal(), Signal()
         pending = Signal()  # a row is at the port of the vector memory
-        row, row_valid = Signal(vmem_row(config), reset_less=True), Signal()
+        # Behind a buffer, what is asked of the vector memory does not hang on the other memory.
+        rows_read = place(m, "rows", SkidBuffer(width=8 * row_bytes))
+        row, row_valid = rows_read.o.payload, rows_read.o.valid
         with m.FSM(name="command_state") as command_state:
             with m.State("IDLE"):
                 m.d.comb += self.command.ready.eq(1)
@@ -100,25 +104,24 @@ class StoreRawUnit(Block):
                 m.next = "IDLE"
         m.d.comb += self.busy.eq(~command_state.ongoing("IDLE"))
 
-        # Rows: from the vector memory to `row`.
+        # Rows: from the vector memory to the buffer.
         at = Signal(16, reset_less=True)
         rows_left = Signal(16, reset_less=True)  # of this line, with this one
         index = Signal(range(most), reset_less=True)  # among the rows that are asked for together
         asking, step = Signal(), Signal()
         room, loaded, taken = Signal(), Signal(), Signal()
         m.d.comb += [
-            loaded.eq(pending & (~row_valid | taken)),
+            loaded.eq(pending & rows_read.i.ready),
             room.eq(~pending | loaded),
+            rows_read.i.valid.eq(pending),
+            rows_read.i.payload.eq(self.read.row),
+            rows_read.o.ready.eq(taken),
             self.read.request.valid.eq(reading & room & ~(asking & (index == 0))),
             self.read.request.payload.eq(at),
             step.eq(self.read.request.valid & self.read.request.ready),
         ]
         with m.If(room):
             m.d.sync += pending.eq(step)
-        with m.If(loaded):
-            m.d.sync += [row.eq(self.read.row), row_valid.eq(1)]
-        with m.Elif(taken):
-            m.d.sync += row_valid.eq(0)
 
         following_line = line.vmem + line.vmem_line
         with m.If(begin):
@@ -163,7 +166,7 @@ class StoreRawUnit(Block):
         sent = Signal()
         m.d.comb += [
             words.valid.eq(row_valid),
-            words.payload.data.eq(row.as_value().word_select(part, config.axi_bits)),
+            words.payload.data.eq(row.word_select(part, config.axi_bits)),
             words.payload.strobe.eq((1 << word_bytes) - 1),
             sent.eq(words.valid & words.ready),
             taken.eq(sent & (part == row_words - 1)),
