@@ -94,10 +94,10 @@ class AccumulatorRound(Block):
         fp16_1 = keep(self.fp16, "fp16_1")
         saturate_1 = keep(self.saturate, "saturate_1")
 
-        # 2, 3: normalise, by multiples of 32 and by the rest: 24 bits, guard and sticky. The biased exponent of the
+        # 2, 3: normalise, by multiples of 16 and by the rest: 24 bits, guard and sticky. The biased exponent of the
         # highest bit (of u) is `less` + 1 less what they were shifted by, which is `distance` below the smallest one.
         levels = (self.acc_bits - 1).bit_length()
-        coarse, rest, count = normalise(m, sum_1, keep=25, sign=sign_1, levels=range(5, levels), name="coarse")
+        coarse, rest, count = normalise(m, sum_1, keep=25, sign=sign_1, levels=range(4, levels), name="coarse")
         coarse_2 = keep(coarse, "coarse_2")
         rest_2 = keep(rest, "rest_2")
         count_2 = keep(count, "count_2")
@@ -111,7 +111,7 @@ class AccumulatorRound(Block):
         fp16_2 = keep(fp16_1, "fp16_2")
         saturate_2 = keep(saturate_1, "saturate_2")
 
-        normal, rest, count = normalise(m, coarse_2, keep=25, sign=sign_2, levels=range(5), name="normal")
+        normal, rest, count = normalise(m, coarse_2, keep=25, sign=sign_2, levels=range(4), name="normal")
         significand_3 = keep(Cat(rest | rest_2, normal), "significand_3")
         distance = Signal(signed(14))
         m.d.comb += distance.eq(Cat(count, count_2) - less_2)
