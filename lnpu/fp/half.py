@@ -4,7 +4,16 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib.wiring import In, Out
 
 from lnpu.formats import F16_INF, F16_NAN, F32_NAN
-from lnpu.fp.common import Unpacked, normalise, register, round_packed, shift_right_sticky, unpack
+from lnpu.fp.common import (
+    Unpacked,
+    leading_zeros,
+    normalise,
+    register,
+    round_packed,
+    shift_left,
+    shift_right_sticky,
+    unpack,
+)
 from lnpu.hdl import Block
 
 __all__ = ["HalfToSingle", "SingleToHalf", "decode_half", "half_to_single"]
@@ -88,9 +97,12 @@ class SingleToHalf(Block):
         def keep(value, name):
             return register(m, self.enable, value, name=name)
 
-        # 1: normalise: 11 bits, guard and sticky, and how far the highest bit is below the smallest exponent.
+        # 1: normalise: 11 bits, guard and sticky, and how far the highest bit is below the smallest exponent. The zeros
+        # are counted beside the shifter, so that the exponent does not wait for it.
         single = unpack(m, self.i, exponent_bits=8, fraction_bits=23, name="single")
-        normal, rest, count = normalise(m, single.significand, keep=12, name="normal")
+        count = Signal(5)
+        m.d.comb += count.eq(leading_zeros(single.significand))
+        normal, rest = shift_left(m, single.significand, count, keep=12, name="normal")
         distance = Signal(signed(10))
         m.d.comb += distance.eq(count - (single.exponent - self.scale - (127 - 15 + 1)))
         significand_1 = keep(Cat(rest, normal), "significand_1")
