@@ -15,9 +15,9 @@ __all__ = ["CELLS", "Hierarchy", "Netlist", "read_netlist", "synthesise"]
 CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "DP16KD", "MULT18X18D")
 """Cells of ECP5 that logic is mapped to."""
 
-_DELAY = 9_000
-"""Delay in ps that ABC maps for, with 300 ps for a wire: about 50 MHz, where wires take 800 ps. Within that it looks
-for few LUTs."""
+_DELAY = 6_000
+"""Delay in ps that ABC maps for, with 300 ps for a wire: 11 levels of LUTs. Within that, or what the longest path
+needs, it looks for few LUTs."""
 
 _SMALL = 8
 """Widest adder that is made of LUTs alone. A carry chain takes LUTs at its ends, and no logic is merged into it."""
