@@ -326,8 +326,11 @@ class Core(Block):
         a_fp16 = Signal(reset_less=True)
         a_k = Signal(data.ArrayLayout(k_bits, 2), reset_less=True)
         a_row = Signal(row_bits, reset_less=True)
-        # The dense buffer takes two cycles.
+        # The dense buffer takes two cycles, and the mask of a row of partial sums that begins is read into a register.
         m.d.comb += [
+            mask.live_enable.eq(z.load & command.masked),
+            mask.live_page.eq(command.mask_page),
+            mask.live_row.eq(z.psum),
             dense.enable.eq(Mux(issuing, issue.enable, 0)),
             dense.page.eq(command.dense_page),
             *(dense.row[i].eq(base + issue.k[i]) for i in range(2)),
@@ -340,15 +343,12 @@ class Core(Block):
             a.all.eq(z.all),
         ]
 
-        # Stage A: elements are read, and the mask of a row of partial sums that begins.
+        # Stage A: elements are read.
         m.d.comb += [
             sparse.element_enable.eq(a_enable),
             sparse.element_page.eq(command.sparse_page),
             sparse.element_row.eq(a_row),
             sparse.k.eq(a_k),
-            mask.live_enable.eq(a.load & command.masked),
-            mask.live_page.eq(command.mask_page),
-            mask.live_row.eq(a.psum),
             self.events.mac16.eq(Mux(a_fp16 & a_enable[0], command.lanes, 0)),
             self.events.mac8.eq(
                 Mux(a_fp16, 0, Mux(a_enable[0], command.lanes, 0) + Mux(a_enable[1], command.lanes, 0))
@@ -366,11 +366,12 @@ class Core(Block):
         # the row in the PEs: for an item that replaces it, in the item's stage A for the last time.
         grant = Signal()
         lanes = config.lanes
-        live = Signal(lanes)
+        live = Signal(lanes, reset_less=True)
         left_live = [Signal(lanes, name=f"{stage}_left_live", reset_less=True) for stage in "de"]
         gated = Signal(lanes)
+        with m.If(a.load):
+            m.d.sync += live.eq(Mux(command.masked, mask.live, -1))
         m.d.comb += [
-            live.eq(Mux(command.masked, mask.live, -1)),
             gated.eq(~live & Cat(n < command.lanes for n in range(lanes))),
             line.live.eq(live),
             line.enable.eq(d_enable),
