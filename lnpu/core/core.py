@@ -15,9 +15,9 @@ from lnpu.ctrl.counters import core_events_layout
 from lnpu.formats import psum_layout
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Buffer, Error, buffer_write, command_stream
+from lnpu.mem.skid_buffer import SkidBuffer
 from lnpu.pe.pe_line import PeLine
 from lnpu.tree_sum import tree_sum
-from lnpu.vector.skid_buffer import SkidBuffer
 
 __all__ = ["Core", "VisitWalk"]
 

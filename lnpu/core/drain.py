@@ -10,7 +10,7 @@ from lnpu.formats import psum_layout
 from lnpu.fp.accumulator_round import AccumulatorRound
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, command_stream, vmem_row, vmem_write
-from lnpu.vector.skid_buffer import SkidBuffer
+from lnpu.mem.skid_buffer import SkidBuffer
 
 __all__ = ["Drain"]
 

@@ -13,7 +13,7 @@ from lnpu.hdl import Block, place
 from lnpu.interfaces import Buffer, Error, buffer_write, command_stream, memory_read_signature, vmem_write
 from lnpu.mem.aligner import Aligner, aligned_block
 from lnpu.mem.fifo import RegisterFifo, SramFifo
-from lnpu.vector.skid_buffer import SkidBuffer
+from lnpu.mem.skid_buffer import SkidBuffer
 
 __all__ = ["LoadUnit", "LoadWalker", "block_bits", "load_events", "load_pixel", "load_walk"]
 

@@ -17,7 +17,7 @@ from lnpu.fp.half import SingleToHalf
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, command_stream, memory_write_signature, vmem_read_signature
 from lnpu.mem.fifo import RegisterFifo
-from lnpu.vector.skid_buffer import SkidBuffer
+from lnpu.mem.skid_buffer import SkidBuffer
 
 __all__ = ["StoreUnit", "store_events"]
 

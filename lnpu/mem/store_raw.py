@@ -8,7 +8,7 @@ from lnpu.config import ChipConfig
 from lnpu.ctrl.commands import LAYOUTS, Opcode
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, command_stream, memory_write_signature, vmem_read_signature
-from lnpu.vector.skid_buffer import SkidBuffer
+from lnpu.mem.skid_buffer import SkidBuffer
 
 __all__ = ["StoreRawUnit", "store_raw_events"]
 

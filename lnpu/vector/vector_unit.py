@@ -13,9 +13,9 @@ from lnpu.fp.fp32_compare import is_nan, positive
 from lnpu.fp.fp32_divide import Fp32DivideSqrt
 from lnpu.hdl import Block, place
 from lnpu.interfaces import Error, command_stream, vmem_read_signature, vmem_row, vmem_write
+from lnpu.mem.skid_buffer import SkidBuffer
 from lnpu.vector.exact_sums import ExactSums
 from lnpu.vector.operand_fetch import OperandFetch
-from lnpu.vector.skid_buffer import SkidBuffer
 from lnpu.vector.strided_address import StridedAddress
 from lnpu.vector.sum_lane import SUM_FGMP
 from lnpu.vector.vector_lane import VectorLane

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from lnpu.hdl import Block, place
 from lnpu.mem.fifo import RegisterFifo, SramFifo
-from lnpu.vector.skid_buffer import SkidBuffer
+from lnpu.mem.skid_buffer import SkidBuffer
 from verif.formal.proof import Fault, Proof
 
 __all__ = ["PROOFS"]

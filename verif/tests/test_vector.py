@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from lnpu.config import TINY
-from lnpu.vector.skid_buffer import SkidBuffer
+from lnpu.mem.skid_buffer import SkidBuffer
 from lnpu.vector.vector_memory import VectorMemory
 from lnpu.vector.vector_unit import VectorUnit
 from verif.runner import run
