@@ -122,10 +122,10 @@ class Bench:
             page, first = int(random.integers(2)), int(random.integers(config.dense_rows))
             if random.random() < 0.5:
                 page, first = recent[int(random.integers(4))]
-            second = int(random.integers(config.dense_rows))
-            if random.random() < 0.5 or (first - second) % config.dense_banks == 0:
+            second, enable = int(random.integers(config.dense_rows)), int(random.integers(4))
+            near = random.random() < 0.5
+            if near or (enable == 3 and (first - second) % config.dense_banks == 0):  # else the other one is noise
                 second = first ^ int(random.integers(1, config.dense_banks))
-            enable = int(random.integers(4))
             dut.page.value, dut.enable.value, dut.row.value = page, enable, first | second << bits
             rows = [row if enable >> i & 1 else None for i, row in enumerate((first, second))]
             data = [writer.data[page, row].copy() if row is not None else None for row in rows]
