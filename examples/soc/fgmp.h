@@ -5,7 +5,8 @@
 
 #include <stdint.h>
 
-enum { FGMP_BLOCK = 64, FGMP_SLOT_BYTES = 160 };
+#define FGMP_BLOCK 64 /* elements */
+#define FGMP_SLOT_BYTES 160
 
 /* What becomes of magnitudes below `lo` and above `hi`. */
 enum fgmp_choice { FGMP_FP16, FGMP_FP8, FGMP_ZERO };

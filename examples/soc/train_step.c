@@ -18,7 +18,7 @@
 
 #define REGISTER(name) (LNPU_BASE + (uint64_t)offsetof(lnpu_t, name))
 
-#if LNPU_STEP_CLASSES > 64
+#if LNPU_STEP_CLASSES > FGMP_BLOCK
 #error "the logits must fit one block of 64 elements"
 #endif
 

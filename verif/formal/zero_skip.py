@@ -112,7 +112,7 @@ def _pairs(m: Module, name: str, counts: list[Value]) -> Value:
 
 
 def _proof(depth: int, banks: int) -> Proof:
-    names = [*(f"{part}_{bank}" for part in ("fp16", "fp8", "count") for bank in range(banks))]
+    names = [f"{part}_{bank}" for part in ("fp16", "fp8", "count") for bank in range(banks)]
     return Proof(
         name=f"zero-skip-{depth}x{banks}",
         block=f"ZeroSkip, rows of {depth}, {banks} banks",
