@@ -42,6 +42,9 @@ class ChipConfig:
         2048.
     dense_banks : int
         Banks that they are spread over, 2 or 4: the rows of two FP8 elements of a cycle are in different banks.
+    buffer_registers : bool
+        Registers behind the block RAMs of the cores' buffers, where these are slow (FPGAs): a MULTIPLY takes two cycles
+        more.
     psum_rows : int
         Rows of the exact partial-sum store of a core, 16 to 2048.
     acc_bits : int
@@ -70,6 +73,7 @@ class ChipConfig:
     depth: int = 64
     dense_rows: int = 256
     dense_banks: int = 4
+    buffer_registers: bool = False
     psum_rows: int = 64
     acc_bits: int = 97
     vmem_rows: int = 4096
@@ -119,6 +123,8 @@ class ChipConfig:
         ):
             value = getattr(self, name)
             _check(name, value, f"{low} to {high}", isinstance(value, int) and low <= value <= high)
+        if not isinstance(self.buffer_registers, bool):
+            raise ValueError(f"buffer_registers must be True or False, not {self.buffer_registers!r}")
         _check("dense_banks", self.dense_banks, "2 or 4", self.dense_banks in (2, 4))
         _check("vmem_banks", self.vmem_banks, "4 or 8", self.vmem_banks in (4, 8))
         _check(
@@ -173,8 +179,8 @@ TINY = ChipConfig(name="tiny")
 """Unit tests and CI: 16 FP16 MACs a cycle."""
 
 EDGE = ChipConfig(
-    name="edge", cores=1, lanes=8, address_bits=32, dense_rows=512, dense_banks=2, psum_rows=512, vmem_rows=4096,
-    sum_rows=512,
+    name="edge", cores=1, lanes=8, address_bits=32, dense_rows=512, dense_banks=2, buffer_registers=True,
+    psum_rows=512, vmem_rows=4096, sum_rows=512,
 )  # fmt: skip
 """For an ECP5-85k: 8 FP16 MACs a cycle in one core, 4 GiB of memory. Block RAMs have 512 words of 36 bits, so rows of
 sums are 512, and four banks of dense rows would take twice as many of them as two."""

@@ -18,7 +18,7 @@ from verif.sparse_buffer_tb import BufferWriter
 from verif.zero_skip_tb import cycles_of
 
 OVERHEAD = 9
-"""Cycles of a command beyond those of its visits."""
+"""Cycles of a command beyond those of its visits, without registers behind the buffers."""
 
 MASKED = 7
 """Flags of a masked sum."""
@@ -232,7 +232,7 @@ class Bench:
 
     def expected_cycles(self, visits: list[Visit], initialise: bool) -> int:
         """What a command takes while nobody holds it up (no visit out of range)."""
-        total = OVERHEAD + sum(visit.cycles for visit in visits)
+        total = OVERHEAD + 2 * self.config.buffer_registers + sum(visit.cycles for visit in visits)
         for before, between, visit in zip(visits, visits[1:], visits[2:], strict=False):
             again = before.psum == visit.psum != between.psum and between.cycles == 1
             total += again and not initialise

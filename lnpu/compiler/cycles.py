@@ -369,9 +369,10 @@ class _Model:
             case Opcode.MULTIPLY:
                 for core in _bits(f["cores"]):
                     cycles, elements, ideal = self.pages.multiply(f, core)
-                    end = max(start + 1, self.cores[core]) + cycles + _MULTIPLY
+                    cycles += _MULTIPLY + 2 * self.config.buffer_registers
+                    end = max(start + 1, self.cores[core]) + cycles
                     self.cores_before[core], self.cores[core] = self.cores[core], end
-                    self.segment.busy["cores"] += cycles + _MULTIPLY
+                    self.segment.busy["cores"] += cycles
                     self.segment.products += elements * f["lanes"]
                     self.segment.ideal += ideal * f["lanes"] / self.config.macs_fp16
                 return

@@ -134,7 +134,7 @@ class Core(Block):
     events : Out(core_events_layout())
         `busy`; at the start of a visit `visit` with the numbers of `zeros` and of `padding` in its window, and
         `masked_visit`; `mac16` and `mac8`, products of the elements issued in this cycle: elements times the command's
-        `lanes`; `gated`: how many of those (of two cycles before) have a masked sum.
+        `lanes`; `gated`: how many of those (of two cycles before, three with `buffer_registers`) have a masked sum.
 
     Notes
     -----
@@ -192,14 +192,11 @@ class Core(Block):
 
         # Stage W: the walk's visit. Its row's codes are read, and whether its sums are masked; its window is shifted
         # into place.
-        look = Signal()  # the visit moves to stage L
+        look = Signal()  # the visit moves to the next stage
         look_valid = Signal()
         look_done = Signal()
         visit = walk.visit.p
-        m.d.comb += [
-            walk.visit.ready.eq(~look_valid | look_done),
-            look.eq(walk.visit.valid & walk.visit.ready),
-        ]
+        m.d.comb += look.eq(walk.visit.valid & walk.visit.ready)
         addresses_ok = Signal()
         m.d.comb += [
             addresses_ok.eq(_inside(visit.row, config.rows) & _inside(visit.psum, config.psum_rows)),
@@ -219,26 +216,48 @@ class Core(Block):
         k_end = Signal(k_bits + 1, reset_less=True)
         room = Signal(signed(26))
         m.d.comb += room.eq(config.dense_rows - visit.dense)
-        with m.If(look):
-            m.d.sync += [
-                window.eq(Mux(_inside(visit.shift, depth), command.kmask[:depth] << visit.shift[:k_bits], 0)),
-                look_ok.eq(addresses_ok),
-                look_row.eq(visit.row),
-                look_psum.eq(visit.psum),
-                look_dense.eq(visit.dense),
-                k_first.eq(Mux(visit.dense < 0, Mux(visit.dense < -depth, depth, -visit.dense), 0)),
-                k_end.eq(Mux(room < 0, 0, Mux(room > depth, depth, room))),
+        looked = [
+            (window, Mux(_inside(visit.shift, depth), command.kmask[:depth] << visit.shift[:k_bits], 0)),
+            (look_ok, addresses_ok),
+            (look_row, visit.row),
+            (look_psum, visit.psum),
+            (look_dense, visit.dense),
+            (k_first, Mux(visit.dense < 0, Mux(visit.dense < -depth, depth, -visit.dense), 0)),
+            (k_end, Mux(room < 0, 0, Mux(room > depth, depth, room))),
+        ]
+        codes, mask_any, read_valid = sparse.codes, mask.any, Signal()
+        if config.buffer_registers:
+            # Stage C: the codes are at the block RAMs, and go to registers.
+            read = [(Signal.like(value, name=f"read_{value.name}", reset_less=True), now) for value, now in looked]
+            codes, mask_any = Signal.like(codes, reset_less=True), Signal(reset_less=True)
+            moves = Signal()
+            m.d.comb += [
+                walk.visit.ready.eq(~read_valid | moves),
+                moves.eq(read_valid & (~look_valid | look_done)),
             ]
-        m.d.sync += look_valid.eq(look | (look_valid & ~look_done))
+            with m.If(look):
+                m.d.sync += [value.eq(now) for value, now in read]
+            with m.If(moves):
+                m.d.sync += [value.eq(before) for (value, _), (before, _) in zip(looked, read, strict=True)]
+                m.d.sync += [codes.eq(sparse.codes), mask_any.eq(mask.any)]
+            m.d.sync += [
+                read_valid.eq(look | (read_valid & ~moves)),
+                look_valid.eq(moves | (look_valid & ~look_done)),
+            ]
+        else:
+            m.d.comb += walk.visit.ready.eq(~look_valid | look_done)
+            with m.If(look):
+                m.d.sync += [value.eq(now) for value, now in looked]
+            m.d.sync += look_valid.eq(look | (look_valid & ~look_done))
 
         # Stage L: the codes have been read; what is left of the visit is its masks.
         nonzero, fp8 = Signal(depth), Signal(depth)
         zeros, padding = Signal(depth), Signal(depth)
         outside = Signal(depth)
         row_masked = Signal()  # late: the store's answer comes through a whole row of bits
-        m.d.comb += row_masked.eq(command.masked & ~mask.any)
+        m.d.comb += row_masked.eq(command.masked & ~mask_any)
         for k in range(depth):
-            high, low = sparse.codes[k][1], sparse.codes[k][0]
+            high, low = codes[k][1], codes[k][0]
             m.d.comb += [
                 nonzero[k].eq(window[k] & high),
                 fp8[k].eq(~low),
@@ -308,11 +327,12 @@ class Core(Block):
         first = Signal()
         reads = Signal()  # a row must be read for the visit
         blocked = Signal()
-        z, a, d, e = (_Item(stage, psum_bits) for stage in "zade")
+        z, a, r, d, e = (_Item(stage, psum_bits) for stage in "zarde")
+        ahead = r if config.buffer_registers else a  # of stage D
         m.d.comb += [
             first.eq(skip.issue.valid & issue.first & change),
             reads.eq(first & ~command.initialise),
-            # The row is read two cycles from now: it must not be written then, and nobody may need what is on `psum`.
+            # The row is read in stage D: it must not be written then, and nobody may need what is on `psum`.
             blocked.eq(reads & (self.psum_hold | (a.store & (a.left == psum)))),
             skip.issue.ready.eq(~blocked),
             issuing.eq(skip.issue.valid & ~blocked),
@@ -327,10 +347,11 @@ class Core(Block):
         a_k = Signal(data.ArrayLayout(k_bits, 2), reset_less=True)
         a_row = Signal(row_bits, reset_less=True)
         # The dense buffer takes two cycles, and the mask of a row of partial sums that begins is read into a register.
+        begins = a if config.buffer_registers else z
         m.d.comb += [
-            mask.live_enable.eq(z.load & command.masked),
+            mask.live_enable.eq(begins.load & command.masked),
             mask.live_page.eq(command.mask_page),
-            mask.live_row.eq(z.psum),
+            mask.live_row.eq(begins.psum),
             dense.enable.eq(Mux(issuing, issue.enable, 0)),
             dense.page.eq(command.dense_page),
             *(dense.row[i].eq(base + issue.k[i]) for i in range(2)),
@@ -356,30 +377,43 @@ class Core(Block):
         ]
         d_enable = Signal(2)
         d_pair = Signal(reset_less=True)
-        m.d.sync += [
-            d_enable.eq(a_enable),
-            d_pair.eq(~a_fp16),
-            d.all.eq(a.all),
-        ]
+        d_element, d_rows = sparse.element, dense.value
+        if config.buffer_registers:
+            # Stage R: the operands are at the block RAMs, and go to registers.
+            r_enable, r_pair = Signal(2), Signal(reset_less=True)
+            d_element, d_rows = Signal.like(d_element, reset_less=True), Signal.like(d_rows, reset_less=True)
+            m.d.sync += [
+                r_enable.eq(a_enable),
+                r_pair.eq(~a_fp16),
+                r.all.eq(a.all),
+                d_enable.eq(r_enable),
+                d_pair.eq(r_pair),
+            ]
+            for i in range(2):
+                with m.If(r_enable[i]):
+                    m.d.sync += [d_element[i].eq(sparse.element[i]), d_rows[i].eq(dense.value[i])]
+        else:
+            m.d.sync += [d_enable.eq(a_enable), d_pair.eq(~a_fp16)]
+        m.d.sync += d.all.eq(ahead.all)
 
         # Stage D: the operands are at the PEs' inputs; the partial sums to start from are read. `live` is the mask of
-        # the row in the PEs: for an item that replaces it, in the item's stage A for the last time.
+        # the row in the PEs: for an item that replaces it, in the item's stage before D for the last time.
         grant = Signal()
         lanes = config.lanes
         live = Signal(lanes, reset_less=True)
         left_live = [Signal(lanes, name=f"{stage}_left_live", reset_less=True) for stage in "de"]
         gated = Signal(lanes)
-        with m.If(a.load):
+        with m.If(ahead.load):
             m.d.sync += live.eq(Mux(command.masked, mask.live, -1))
         m.d.comb += [
             gated.eq(~live & Cat(n < command.lanes for n in range(lanes))),
             line.live.eq(live),
             line.enable.eq(d_enable),
             line.pair.eq(d_pair),
-            line.a.eq(sparse.element),
-            *(line.b[n].eq(Cat(row[n] for row in dense.value)) for n in range(lanes)),
+            line.a.eq(d_element),
+            *(line.b[n].eq(Cat(row[n] for row in d_rows)) for n in range(lanes)),
             line.load.eq(d.load),
-            self.psum_request.ready.eq(~(z.read | a.read | d.read)),
+            self.psum_request.ready.eq(~(z.read | a.read | r.read | d.read)),
             grant.eq(self.psum_request.valid & self.psum_request.ready),
             store.read_enable.eq(d.read | grant),
             store.read_row.eq(Mux(d.read, d.psum, self.psum_request.payload)),
@@ -441,11 +475,11 @@ class Core(Block):
                 with m.Else():
                     m.d.comb += self.error.eq(Error.FIELD)
                     m.next = "IDLE"
-            with m.State("WALK"), m.If(~(walk.visit.valid | look_valid | queue.o.valid | skip.issue.valid)):
+            with m.State("WALK"), m.If(~(walk.visit.valid | read_valid | look_valid | queue.o.valid | skip.issue.valid)):
                 m.d.comb += flush.eq(1)
                 m.d.sync += occupied.eq(0)
                 m.next = "FLUSH"
-            with m.State("FLUSH"), m.If(~(a.store | d.store)):
+            with m.State("FLUSH"), m.If(~(a.store | r.store | d.store)):
                 m.d.comb += take.eq(waiting)
                 m.next = "IDLE"
                 with m.If(waiting):

@@ -16,8 +16,9 @@ SHAPES = {
     "tiny": {},
     "odd": {  # nothing is a power of two
         "rows": 24, "depth": 48, "dense_rows": 56, "dense_banks": 2, "lanes": 24, "beat": 8, "psum_rows": 19,
-        "acc_bits": 90,
+        "acc_bits": 90, "buffer_registers": True,
     },
+    "registered": {"buffer_registers": True},
     "least": {"rows": 16, "depth": 16, "dense_rows": 16, "lanes": 4, "beat": 4, "psum_rows": 16, "cores": 1},
     "single": {"rows": 16, "depth": 16, "dense_rows": 16, "lanes": 16, "beat": 16, "psum_rows": 16},
 }  # fmt: skip
@@ -51,9 +52,9 @@ def test_mask_store(shape):
     run(MaskStore(config=config), "verif.mask_store_tb", config=SHAPES[shape], cycles=5000)
 
 
-@pytest.mark.parametrize("shape", ["tiny", "odd", "least"])
+@pytest.mark.parametrize("shape", ["tiny", "odd", "least", "registered"])
 def test_core(shape):
-    commands = 120 if shape == "tiny" else 60
+    commands = 120 if shape in ("tiny", "registered") else 60
     run(Core(config=ChipConfig(**SHAPES[shape])), "verif.core_tb", config=SHAPES[shape], commands=commands)
 
 
