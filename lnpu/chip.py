@@ -103,7 +103,7 @@ class Chip(Block):
             if queued is None:  # it takes one command at a time
                 queue = place(m, f"{name}_queue", CommandQueue())
                 wiring.connect(m, queue.o, unit.command)
-                m.d.comb += queue.unit_busy.eq(unit.busy)
+                m.d.comb += [queue.unit_busy.eq(unit.busy), queue.unit_earlier.eq(getattr(unit, "earlier", 0))]
                 commands, busy, queued = queue.i, queue.busy, queue.queued
             wiring.connect(m, getattr(processor, name), commands)
             m.d.comb += [

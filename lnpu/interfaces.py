@@ -119,7 +119,9 @@ def memory_write_signature(config: ChipConfig) -> wiring.Signature:
     """Client port of the AXI writer, seen by the client.
 
     Each request is followed by its `words` AXI words on `data`. `idle` is set while every write of this client has
-    been acknowledged by the memory.
+    been acknowledged by the memory. With `fence`, for a cycle in which all words of all requests have been taken, the
+    client begins another part of its writes: from the next cycle on, `fenced` is set while all that it had asked for
+    before its last `fence` has been acknowledged.
     """
     return wiring.Signature(
         {
@@ -128,6 +130,8 @@ def memory_write_signature(config: ChipConfig) -> wiring.Signature:
             ),
             "data": Out(stream.Signature(data.StructLayout({"data": config.axi_bits, "strobe": config.axi_bits // 8}))),
             "idle": In(1),
+            "fence": Out(1),
+            "fenced": In(1),
         }
     )
 

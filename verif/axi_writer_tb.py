@@ -49,7 +49,7 @@ class Bench:
             Source(dut, f"client{i}__data", seed=seed + 9 + i, stall=client_stall) for i in range(CLIENTS)
         ]  # fmt: skip
         self.taken: list[tuple[int, int, int]] = []  # client, address, words: in the order taken
-        self.errors = 0
+        self.errors = self.fenced_late = 0
         self.kinds = [0] * 8
         cocotb.start_soon(self._watch())
 
@@ -60,7 +60,14 @@ class Bench:
             [getattr(dut, f"client{i}__request__{name}") for name in ("valid", "ready", "payload")]
             for i in range(CLIENTS)
         ]
-        idle = [getattr(dut, f"client{i}__idle") for i in range(CLIENTS)]
+        idle, fence, fenced = (
+            [getattr(dut, f"client{i}__{name}") for i in range(CLIENTS)] for name in ("idle", "fence", "fenced")
+        )
+        for signal in fence:
+            signal.value = 0
+        words = [[getattr(dut, f"client{i}__data__{name}") for name in ("valid", "ready")] for i in range(CLIENTS)]
+        words_left = [0] * CLIENTS  # of the requests that were taken
+        past = [0] * CLIENTS  # open requests from before the last fence
         unacknowledged: list[tuple[int, int]] = []  # client, whether it is the last burst of its request
         open_requests = [0] * CLIENTS
         while True:
@@ -69,16 +76,24 @@ class Bench:
                 continue
             for i in range(CLIENTS):
                 assert int(idle[i].value) == (open_requests[i] == 0), f"idle of client {i}"
+                assert int(fenced[i].value) == (past[i] == 0), f"fenced of client {i}"
+                self.fenced_late += past[i] > 0
             if int(dut.axi__bvalid.value) and int(dut.axi__bready.value):
                 client, last = unacknowledged.pop(0)
                 open_requests[client] -= last
+                past[client] = max(0, past[client] - last)
             for i, (valid, ready, payload) in enumerate(requests):
+                words_left[i] -= all(int(signal.value) for signal in words[i])
+                if int(fence[i].value):
+                    past[i] = open_requests[i]
                 if int(valid.value) and int(ready.value):
                     request = unpack(REQUEST, int(payload.value))
                     self.taken.append((i, request["address"], request["words"]))
                     bursts = bursts_of(request["address"], request["words"])
                     unacknowledged += [(i, n == len(bursts) - 1) for n in range(len(bursts))]
                     open_requests[i] += 1
+                    words_left[i] += request["words"]
+                fence[i].value = int(not words_left[i] and self.random.random() < 0.3)
             self.errors += int(dut.error.value)
             events = unpack(EVENTS, int(dut.events.value))
             self.kinds[events["kind"]] += events["beat"]
@@ -172,6 +187,13 @@ async def data_before_address(dut):
 async def address_before_data(dut):
     bench = await _random(dut, 5, stall={"w": 0.9})
     assert bench.memory.early_words == 0
+
+
+@cocotb.test()
+async def fences(dut):
+    """`fenced` while requests from before a fence are not acknowledged, and those after it are on their way."""
+    bench = await _random(dut, 15, latency=60)
+    assert bench.fenced_late > 50
 
 
 @cocotb.test()

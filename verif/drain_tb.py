@@ -1,6 +1,6 @@
 """Testbench of the DRAIN unit: a store of random partial sums, stalls on every stream, and exact integer arithmetic."""
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import product
 from random import Random
@@ -106,7 +106,9 @@ class Testbench:
         self.requests: list[tuple[int, int]] = []
         self.errors: list[Error] = []
         self.nonfinite = 0
-        self.busy_cycles = 0
+        self.busy_cycles = self.overlaps = 0
+        self.outcomes: deque[Outcome] = deque()  # of the commands that are to be taken
+        self.writes_left: list[int] = []  # of each command that was taken, from the first that is not done
         dut.psum_request__ready.value = 0
         self._show(self.random.getrandbits(ROW.size))
 
@@ -150,21 +152,38 @@ class Testbench:
             ready = int(dut.command__ready.value)
             assert busy or not taken, "not busy in the cycle after the command"
             assert not (was_busy and not busy) or event, "busy without anything to do in its last cycle"
-            assert ready == (not busy), "ready for a command is not the same as idle"
+            assert ready or busy, "idle, but not ready"
+            self._check_earlier()
             assert busy or not (error or nonfinite or int(dut.write__valid.value) or int(dut.psum_request__valid.value))
             event = bool(error) or bool(int(dut.write__valid.value) and int(dut.write__ready.value))
+            if int(dut.write__valid.value) and int(dut.write__ready.value):
+                first = next(i for i, left in enumerate(self.writes_left) if left)
+                self.writes_left[first] -= 1
             taken = bool(ready and int(dut.command__valid.value))
+            if taken:
+                self.writes_left.append(len(self.outcomes.popleft().writes))
             was_busy = busy
             self.busy_cycles += busy
             self.nonfinite += nonfinite
             if error:
                 self.errors.append(Error(error))
 
+    def _check_earlier(self) -> None:
+        """`earlier`: a command before the last one has writes left."""
+        while len(self.writes_left) > 1 and not self.writes_left[0]:
+            del self.writes_left[0]
+        earlier = int(self.dut.earlier.value)
+        assert not earlier or any(self.writes_left[:-1]), "earlier, but everything is written"
+        if all(self.writes_left[1:]):  # no command that was dropped
+            assert earlier == any(self.writes_left[:-1]), f"not earlier, but left: {self.writes_left}"
+        self.overlaps += earlier
+
     async def run(self, commands: list[Command]) -> int:
         """Run the commands back to back, check everything and return for how many cycles the unit was busy."""
         before = self.busy_cycles
-        await self.source.put([int.from_bytes(command.encode(), "little") for command in commands])
         outcomes = [self.model.run(command) for command in commands]
+        self.outcomes.extend(outcomes)
+        await self.source.put([int.from_bytes(command.encode(), "little") for command in commands])
         for _ in range(100_000):
             await self.edge
             if not int(self.dut.busy.value):
@@ -233,6 +252,7 @@ async def random_commands(dut):
     for stall in (0.0, 0.1, 0.5, 0.9):
         bench.source.stall = bench.writes.stall = bench.request_stall = stall
         await bench.run([random_command(random) for _ in range(parameters()["commands"] // 4)])
+    assert bench.overlaps > 200, f"{bench.overlaps} cycles of a command before the last writes of the one before"
 
 
 @cocotb.test()
@@ -287,6 +307,20 @@ async def full_rate(dut):
             )  # fmt: skip
             cycles = await bench.run([command])
             assert cycles == 42 * lane_beats + parameters()["latency"], f"{cycles} cycles for {42 * lane_beats} beats"
+
+
+@cocotb.test()
+async def one_behind_the_other(dut):
+    """A command's first row follows the last one of the command before after three cycles, or when its beats are taken."""
+    bench = await testbench(dut)
+    for lane_beats in range(1, BEATS + 1):
+        command = Command(
+            Opcode.DRAIN, count_n=1, count_h=1, count_w=7, lane_beats=lane_beats, fp16=1, lanes=CONFIG.lanes, psum_w=1,
+            vmem_w=lane_beats,
+        )  # fmt: skip
+        cycles = await bench.run(5 * [command])
+        between = max(0, 3 - lane_beats)
+        assert cycles == 35 * lane_beats + 4 * between + parameters()["latency"], f"{cycles} cycles, {lane_beats} beats"
 
 
 @cocotb.test()

@@ -64,11 +64,10 @@ def lines(bench: Bench, count: int, rows: int) -> dict:
     }
 
 
-async def check(bench: Bench, command: dict) -> int:
-    """Run a STORE_RAW and compare memory, requests and events with the model; returns its cycles."""
+def expect(bench: Bench, command: dict, expected: bytearray) -> list[tuple[int, int, int]]:
+    """Apply a STORE_RAW to the model of memory; returns its requests."""
     mask = (1 << bench.config.address_bits) - 1
     row_bytes = bench.row_words * bench.word
-    expected = bytearray(bench.image)
     requests = []
     for line in range(command["line_count"]):
         at = (command["address"] + line * command["pitch"] - bench.base) & mask
@@ -78,6 +77,13 @@ async def check(bench: Bench, command: dict) -> int:
         for r in range(0, command["line_rows"], bench.most):
             rows = min(bench.most, command["line_rows"] - r)
             requests.append((at + r * row_bytes, rows * bench.row_words, command["kind"]))
+    return requests
+
+
+async def check(bench: Bench, command: dict) -> int:
+    """Run a STORE_RAW and compare memory, requests and events with the model; returns its cycles."""
+    expected = bytearray(bench.image)
+    requests = expect(bench, command, expected)
     rows = command["line_count"] * command["line_rows"]
     bench.requests.clear()
     bench.reads, bench.words, bench.totals = 0, 0, Totals()
@@ -100,6 +106,26 @@ async def random_walks(dut, stall):
     fill(bench, random)
     for _ in range(20):
         await check(bench, random_lines(bench, random))
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+@cocotb.parametrize(stall=["none", "all"])
+async def one_behind_the_other(dut, stall):
+    """A command begins when the words of the one before have been sent, however late their answers are."""
+    random = rng(36)
+    bench = Bench(dut, seed=6, stall=STALLS[stall])
+    await bench.begin()
+    fill(bench, random)
+    bench.latency = 150
+    commands = [random_lines(bench, random) for _ in range(25)]
+    expected, requests = bytearray(bench.image), []
+    for command in commands:
+        requests += expect(bench, command, expected)
+    await bench.run_all([Command(Opcode.STORE_RAW, **command) for command in commands])
+    assert not bench.errors
+    assert bench.image == expected
+    assert bench.requests == requests
+    assert bench.overlaps > 500, f"{bench.overlaps} cycles of a command before the answers of the one before"
 
 
 @cocotb.test(timeout_time=500, timeout_unit="us")

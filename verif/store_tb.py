@@ -1,5 +1,6 @@
 """StoreUnit: random walks against a model of memory, byte for byte; malformed commands; throughput."""
 
+from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 
@@ -59,7 +60,9 @@ class Bench:
         self.requests: list[tuple[int, int, int]] = []
         self.errors: list[int] = []
         self.reads = self.words = 0
+        self.latency, self.overlaps = 12, 0
         self.totals = Totals()
+        self.taken = 0  # commands
         self.dynamic = False
         self.edge = RisingEdge(dut.clk)
 
@@ -69,7 +72,7 @@ class Bench:
         self.dut.read__row.value = 0
         self.dut.memory__request__ready.value = 0
         self.dut.memory__data__ready.value = 0
-        self.dut.memory__idle.value = 1
+        self.dut.memory__idle.value = self.dut.memory__fenced.value = 1
         await start(self.dut)
         for agent in (self._vector_memory, self._memory, self._watch):
             cocotb.start_soon(agent())
@@ -90,22 +93,36 @@ class Bench:
                 dut.read__row.value = int.from_bytes(self.vmem[address].tobytes(), "little")
 
     async def _memory(self) -> None:
-        """Like AxiWriter: takes words of requests taken in an earlier cycle; acknowledges some time later."""
+        """Like AxiWriter: takes words of requests taken in an earlier cycle; acknowledges some time later, in order.
+        Checks what the unit says of commands whose writes are not acknowledged."""
         dut, draw = self.dut, self.random.random
         step = self.config.axi_bits // 8
         bits = self.config.address_bits
         mask = (1 << bits) - 1
-        owed: list[list[int]] = []
+        owed: list[list[int]] = []  # address, words, command
+        answers: deque[tuple[int, int]] = deque()  # cycle of the answer at the earliest, command
+        past = now = 0
         waiting = None
-        acknowledge = 0
         while True:
             take_request = draw() >= self.stall.request
             take_data = bool(owed) and draw() >= self.stall.data
             dut.memory__request__ready.value = int(take_request)
             dut.memory__data__ready.value = int(take_data)
-            dut.memory__idle.value = int(not owed and acknowledge == 0)
+            dut.memory__idle.value = int(not owed and not answers)
+            dut.memory__fenced.value = int(past == 0)
             await self.edge
-            acknowledge = max(acknowledge - 1, 0)
+            ready, fence = int(dut.command__ready.value), int(dut.memory__fence.value)
+            commands = [request[2] for request in owed] + [answer[1] for answer in answers]
+            assert not ready or not owed, "ready, but there are words to send"
+            assert int(dut.busy.value) == (not ready or bool(commands))
+            assert int(dut.earlier.value) == any(command < self.taken for command in commands)
+            self.overlaps += not ready and bool(int(dut.earlier.value))
+            now += 1
+            if answers and answers[0][0] <= now:
+                answers.popleft()
+                past = max(0, past - 1)
+            if fence:
+                past = len(answers)
             asked = int(dut.memory__request__payload.value) if int(dut.memory__request__valid.value) else None
             assert waiting is None or asked == waiting, "a memory request changed"
             waiting = None if take_request else asked
@@ -121,12 +138,11 @@ class Bench:
                 owed[0][0] += step
                 owed[0][1] -= 1
                 if not owed[0][1]:
-                    owed.pop(0)
-                    acknowledge = self.random.randrange(1, 12)
+                    answers.append((now + self.random.randrange(1, self.latency), owed.pop(0)[2]))
             if asked is not None and take_request:
                 address, words, kind = asked & mask, asked >> bits & 0xFFFF, asked >> bits + 16
                 assert address % step == 0 and words
-                owed.append([address, words])
+                owed.append([address, words, self.taken])
                 self.requests.append((address - self.base & mask, words, kind))
 
     async def _watch(self) -> None:
@@ -138,13 +154,16 @@ class Bench:
             if error:
                 assert busy
                 self.errors.append(error)
-            assert int(dut.command__ready.value) == (not busy)
             event = unpack(self.layout, int(dut.events.value))
             self._count(event, busy)
             if event["plain_bits"]:
                 assert busy
                 bits = self.totals.plain_bits
                 bits[event["kind"]] = bits.get(event["kind"], 0) + event["plain_bits"]
+            if int(dut.command__valid.value) and int(dut.command__ready.value):
+                self.taken += 1
+                command = Command.decode(int(dut.command__payload.value).to_bytes(64, "little"))
+                self.dynamic = command.opcode == Opcode.STORE and command.fields["tensor"] != 0
 
     def _count(self, event: dict, busy: int) -> None:
         """Events of the encoder."""
@@ -156,9 +175,12 @@ class Bench:
 
     async def run(self, command: Command, timeout: int = 60_000) -> int:
         """Run a command to its end; returns the cycles that the unit was busy."""
-        self.dynamic = command.opcode == Opcode.STORE and command.fields.get("tensor", 0) != 0
-        await self.commands.put(int.from_bytes(command.encode(), "little"))
-        begin = get_sim_time("ns")
+        return await self.run_all([command], timeout)
+
+    async def run_all(self, commands: list[Command], timeout: int = 60_000) -> int:
+        """Run commands one behind the other, to the end of the last; returns the cycles from the first one's start."""
+        begin = get_sim_time("ns") + PERIOD
+        await self.commands.put([int.from_bytes(command.encode(), "little") for command in commands])
         await self.edge
         assert int(self.dut.busy.value)
         for _ in range(timeout):
@@ -371,6 +393,28 @@ async def random_walks(dut, stall):
         _, expected = await check(bench, command)
         errors += bool(expected.errors)
     assert errors > 2
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+@cocotb.parametrize(stall=["none", "all"])
+async def one_behind_the_other(dut, stall):
+    """A command begins when the words of the one before have been sent, however late their answers are."""
+    random = rng(22)
+    bench = Bench(dut, seed=8, stall=STALLS[stall])
+    await bench.begin()
+    fill(bench, random)
+    bench.latency = 150
+    commands = [random_store(bench, random) for _ in range(25)]
+    image = bytearray(bench.image)
+    expected = [expect_store(bench, command, image) for command in commands]
+    await bench.run_all([Command(Opcode.STORE, **command) for command in commands])
+    assert bench.errors == [error for one in expected for error in one.errors]
+    assert bench.image == image
+    assert bench.words == sum(one.words for one in expected)
+    for name in CLASSES:
+        assert bench.totals.counts[name] == sum(one.totals.counts[name] for one in expected), name
+    assert sum(bench.totals.plain_bits.values()) == sum(sum(one.totals.plain_bits.values()) for one in expected)
+    assert bench.overlaps > 500, f"{bench.overlaps} cycles of a command before the answers of the one before"
 
 
 def one_line(bench: Bench, blocks: int, run: int, **changes) -> dict:

@@ -77,10 +77,13 @@ class Checker:
 
     async def _run(self) -> None:
         edge = RisingEdge(self.dut.clk)
+        error = False
         while True:
             await edge
             if int(self.dut.rst.value):
                 continue
+            assert int(self.dut.error.value) == error
+            self.errors += error
             for name, expected in self.expected.items():
                 if expected is not None:
                     assert int(self._rows[name].value) == expected, f"row of {name}"
@@ -98,8 +101,6 @@ class Checker:
                 if address < ROWS:
                     self.memory[address] = row
                 self.collisions += address in [read for _, read in reads]
-            assert int(self.dut.error.value) == error
-            self.errors += error
 
     def stop(self) -> None:
         """Stop, and raise what the checker has found."""
@@ -196,7 +197,7 @@ async def every_row(dut):
 
 @cocotb.test()
 async def outside(dut):
-    """Addresses beyond the last row: error in the cycle of the access, writes dropped, rows inside untouched."""
+    """Addresses beyond the last row: error in the cycle after the access, writes dropped, rows inside untouched."""
     stalls = dict.fromkeys(WRITES + READS, 0.4)
     checker = await traffic(dut, stalls=stalls, count=400, addresses=any_address)
     assert checker.errors > 100

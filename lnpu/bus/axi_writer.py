@@ -142,6 +142,12 @@ class AxiWriter(Block):
                 m.d.sync += outstanding.eq(outstanding + 1)
             with m.Elif(ended & ~begun):
                 m.d.sync += outstanding.eq(outstanding - 1)
+            past = Signal.like(outstanding, name=f"past_{number}")  # of those, asked for before the last fence
+            m.d.comb += client.fenced.eq(past == 0)
+            with m.If(client.fence):
+                m.d.sync += past.eq(outstanding - ended)
+            with m.Elif(ended & (past != 0)):
+                m.d.sync += past.eq(past - 1)
 
         m.d.sync += [
             self.error.eq(axi.bvalid & (axi.bresp != 0)),

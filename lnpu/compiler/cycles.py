@@ -41,6 +41,7 @@ _WAIT = 2  # from the end of what a command waits for to its start
 _LOAD, _RAW, _NEXT_LOAD = 22, 10, 26  # until the first element; for the next one behind another, which is fetched ahead
 _STORE, _STORE_RAW = 13, 10
 _DRAIN, _VECTOR, _MULTIPLY = 10, 9, 8
+_NEXT_DRAIN = 3  # from a DRAIN's last row to the next one's first, at least
 _DIVIDE = 34  # of an element
 _ADAPT, _STATE = 30, 8
 _MARK = 16
@@ -287,6 +288,7 @@ class _Model:
         self.pages = Pages(self.config)
         # When the last command and the one before it are done: of each unit, of each core.
         self.units, self.units_before = [0.0] * len(Unit), [0.0] * len(Unit)
+        self.free = [0.0] * len(Unit)  # when each unit can begin the next one
         self.cores, self.cores_before = [0.0] * self.config.cores, [0.0] * self.config.cores
         self.read_free = self.write_free = 0.0
         self.segment = Segment("", "")
@@ -379,11 +381,17 @@ class _Model:
             case Opcode.LOAD | Opcode.LOAD_RAW:
                 begin, end = self._load(command, f, start)
             case _:
-                begin = max(start, self.units[unit_of(command.opcode, f)])
+                begin = max(start, self.free[unit_of(command.opcode, f)])
                 end = begin + self._duration(command, f, begin)
         unit = unit_of(command.opcode, f)
+        self.free[unit] = end
+        if command.opcode is Opcode.DRAIN:  # what it still rounds
+            self.free[unit] -= _DRAIN - max(0, _NEXT_DRAIN - f["lane_beats"])
+        elif command.opcode in (Opcode.STORE, Opcode.STORE_RAW):  # acknowledges
+            self.free[unit] -= self.latency
+        begin = max(begin, start, self.units[unit])
         self.units_before[unit], self.units[unit] = self.units[unit], end
-        self.segment.busy[_UNIT_NAMES[unit]] += end - max(begin, start)
+        self.segment.busy[_UNIT_NAMES[unit]] += end - begin
 
     def _load(self, command: Command, f: Mapping[str, int], start: float) -> tuple[float, float]:
         """When a LOAD begins to keep its unit, and when it is done."""

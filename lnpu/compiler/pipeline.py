@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 from lnpu.compiler.program import Emission, Program, Region, merged
 from lnpu.ctrl.commands import Opcode, Unit, unit_of
@@ -123,7 +124,7 @@ class Pipeline:
                 index += 1
                 if index == ahead:
                     fetched = 0
-            self._defer(partial(self._end, round_.results))
+            self._defer(partial(self._end, round_.results, alone=len(round_.steps) == 1))
         self._release()
 
     def _step(self, step: _Step, *, alone: bool) -> None:
@@ -160,9 +161,13 @@ class Pipeline:
         """MULTIPLYs of some teams; cores that do the same share one."""
         self.program.play(merged(emission for own in multiplies for emission in own))
 
-    def _end(self, results: Sequence[Result]) -> None:
-        """The end of a round."""
-        self._flush()
+    def _end(self, results: Sequence[Result], *, alone: bool) -> None:
+        """The end of a round; of a single step, the last stores wait for drains, and the next loads shall not."""
+        if alone:
+            self._to_background()
+            self._play_background()
+        else:
+            self._flush()
         self._results = list(results)
 
     def _defer(self, emit: Emit) -> None:
@@ -216,7 +221,11 @@ class Pipeline:
     def _drain(self, team: int) -> None:
         """Drain what this team has summed up in the round before."""
         for result in [result for result in self._results if result.team == team]:
-            result.drain()
+            drain = self.program.record(result.drain)
+            if self._overwrite_stored(drain):
+                self.program.play(self._stores)
+                self._stores = []
+            self.program.play(drain)
             self._queue(result, [])
             self._results.remove(result)
 
@@ -234,5 +243,12 @@ class Pipeline:
         stores = len(epilogue)
         while stores > loads and epilogue[stores - 1].opcode in _STORES:
             stores -= 1
-        self._background.extend(drain + epilogue[:loads] + self._stores + epilogue[loads:stores])
+        first = drain + epilogue[:loads]
+        order = [self._stores, first] if self._overwrite_stored(first) else [first, self._stores]
+        self._background.extend(chain(*order, epilogue[loads:stores]))
         self._stores = epilogue[stores:]
+
+    def _overwrite_stored(self, emissions: Sequence[Emission]) -> bool:
+        """Whether these overwrite what the stores that wait have to read."""
+        reads = [region for store in self._stores for region in store.reads]
+        return any(mine.overlaps(theirs) for emission in emissions for mine in emission.writes for theirs in reads)

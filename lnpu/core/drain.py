@@ -16,6 +16,9 @@ __all__ = ["Drain"]
 
 _COMMAND = layout_of(Opcode.DRAIN)
 _LOOPS = "nhw"
+_ROUNDING = data.StructLayout(
+    {"number": 2, **{name: _COMMAND[name].shape for name in ("lanes", "shift", "scale", "fp16", "saturate", "masked")}}
+)
 _MINUS_ZERO = 1 << 31
 _PSUM_ADDRESS = signed(24)  # holds base + 3 * 1023 * stride exactly
 
@@ -26,7 +29,8 @@ class Drain(Block):
     For every (n, h, w), w innermost: reads partial-sum row `psum` + strides of core `core`, and writes its lane beats
     `lane_beat` to `lane_beat + lane_beats - 1` to consecutive vector memory rows from `vmem` + strides (modulo 2^16;
     the vector memory checks the range). A beat a cycle while `write` is ready and `psum_request` answers at once: the
-    next row is asked for in the cycle that takes the last beat of the one before.
+    next row is asked for in the cycle that takes the last beat of the one before, and a command's first row at the
+    earliest three cycles after the last one of the command before.
 
     With `masked`, a sum that is masked (its `nan`, `pinf` and `ninf` are all set, see `lnpu.core.core`) is written as
     -0, and a sum that rounds to -0 as +0, so that -0 says just that. Without, a masked sum is a NaN like others.
@@ -39,9 +43,12 @@ class Drain(Block):
     Members
     -------
     command : In(command_stream())
-        Ready only while not busy. The opcode and the wait masks are not looked at.
+        Ready unless rows of a command are still to be asked for. The opcode and the wait masks are not looked at.
     busy : Out(1)
         From the cycle after the command's handshake to the cycle of the last write's handshake.
+    earlier : Out(1)
+        Not all results of the commands before the last one that was taken are written. (If that one was dropped, it may
+        be 0 all the same.)
     error : Out(Error)
         For one cycle, while busy: FIELD for a command that is dropped (a zero count, lanes or core that do not exist,
         a scale beyond -64 to 64, or other than 0 for FP32); RANGE for every partial-sum row outside the store, which is
@@ -62,6 +69,7 @@ class Drain(Block):
             {
                 "command": In(command_stream()),
                 "busy": Out(1),
+                "earlier": Out(1),
                 "error": Out(Error),
                 "psum_request": Out(stream.Signature(data.StructLayout({"core": 4, "row": 12}))),
                 "psum_hold": Out(1),
@@ -84,6 +92,10 @@ class Drain(Block):
         row_address = Signal(16, reset_less=True)  # of the next beat of the row on `psum`
         lane_beat = Signal(6, reset_less=True)
         beats_left = Signal(6, reset_less=True)  # after this one
+        # What belongs to a command goes with its rows: the next one begins behind them.
+        number = Signal(2)  # of the last command; a beat in the buffer may hide one of the command after it
+        row_of, beat_of = Signal(_ROUNDING, reset_less=True), Signal(_ROUNDING, reset_less=True)  # on `psum`, selected
+        numbers = [Signal(2, name=f"number_{i}", reset_less=True) for i in range(AccumulatorRound.LATENCY)]
         last_beat = Signal()
         row_done = Signal()
         m.d.comb += [
@@ -120,14 +132,19 @@ class Drain(Block):
         )
 
         working = Signal()
-        skid = place(m, "write_buffer", SkidBuffer(width=self.write.payload.shape().size))
+        write_layout = data.StructLayout({"write": vmem_write(config), "number": 2})
+        skid = place(m, "write_buffer", SkidBuffer(width=write_layout.size))
+        skid_i, skid_o = Signal(write_layout), Signal(write_layout)
+        in_flight = [(present, row_of.number), (skid.o.valid, skid_o.number)]
+        in_flight += zip(valid, [beat_of.number, *numbers], strict=True)
         m.d.comb += [
-            self.busy.eq(working | present | Cat(valid).any() | skid.o.valid),
-            self.command.ready.eq(~self.busy),
+            self.busy.eq(working | Cat(there for there, _ in in_flight).any()),
+            self.earlier.eq(Cat(there & (whose != number) for there, whose in in_flight).any()),
+            self.command.ready.eq(~working),
         ]
         with m.FSM(name="state"):
             with m.State("IDLE"), m.If(self.command.valid & self.command.ready):
-                m.d.sync += Value.cast(command).eq(self.command.payload[: _COMMAND.size])
+                m.d.sync += [Value.cast(command).eq(self.command.payload[: _COMMAND.size]), number.eq(number + 1)]
                 m.next = "CHECK"
             with m.State("CHECK"):
                 m.d.comb += working.eq(1)
@@ -149,6 +166,8 @@ class Drain(Block):
                 row_address.eq(vmem_address),
                 lane_beat.eq(command.lane_beat),
                 beats_left.eq(command.lane_beats - 1),
+                row_of.number.eq(number),
+                *(row_of[name].eq(command[name]) for name in _ROUNDING.members if name != "number"),
             ]
         with m.Elif(enable):
             m.d.sync += [
@@ -164,7 +183,7 @@ class Drain(Block):
         # Zero weights times infinity would make NaN of padding.
         lane = Cat(Const(0, config.beat.bit_length() - 1), lane_beat)
         kept = Signal(config.beat)
-        m.d.comb += kept.eq(Cat(lane + i < command.lanes for i in range(config.beat)))
+        m.d.comb += kept.eq(Cat(lane + i < row_of.lanes for i in range(config.beat)))
         with m.If(enable & present), m.Switch(lane_beat):
             for number in range(config.lanes // config.beat):
                 with m.Case(number):
@@ -175,13 +194,19 @@ class Drain(Block):
             m.d.sync += [
                 Cat(valid).eq(Cat(present, valid[:-1])),
                 Cat(address).eq(Cat(row_address, address[:-1])),
+                beat_of.eq(row_of),
+                Cat(numbers).eq(Cat(beat_of.number, numbers[:-1])),
             ]
         results = Signal(vmem_row(config))
         nonfinite = Signal(config.beat)
         masked = [Signal(config.beat, name=f"masked_{i}", reset_less=True) for i in range(AccumulatorRound.LATENCY)]
+        masking = [Signal(name=f"masking_{i}", reset_less=True) for i in range(AccumulatorRound.LATENCY)]
         masked_now = Signal(config.beat)
         with m.If(enable):
-            m.d.sync += Cat(masked).eq(Cat(masked_now, masked[:-1]))
+            m.d.sync += [
+                Cat(masked).eq(Cat(masked_now, masked[:-1])),
+                Cat(masking).eq(Cat(beat_of.masked, masking[:-1])),
+            ]
         for i in range(config.beat):
             rounder = place(m, f"round_{i}", AccumulatorRound(config.acc_bits))
             is_masked, rounded = masked[-1][i], rounder.o
@@ -189,23 +214,21 @@ class Drain(Block):
             m.d.comb += [
                 rounder.enable.eq(enable),
                 Value.cast(rounder.psum).eq(selected[i]),
-                masked_now[i].eq(command.masked & rounder.psum.nan & rounder.psum.pinf & rounder.psum.ninf),
-                rounder.shift.eq(command.shift),
-                rounder.scale.eq(command.scale),
-                rounder.fp16.eq(command.fp16),
-                rounder.saturate.eq(command.saturate),
-                results[i].eq(Mux(is_masked, _MINUS_ZERO, Mux(command.masked & minus_zero, 0, rounded))),
+                masked_now[i].eq(beat_of.masked & rounder.psum.nan & rounder.psum.pinf & rounder.psum.ninf),
+                *(getattr(rounder, name).eq(beat_of[name]) for name in ("shift", "scale", "fp16", "saturate")),
+                results[i].eq(Mux(is_masked, _MINUS_ZERO, Mux(masking[-1] & minus_zero, 0, rounded))),
                 nonfinite[i].eq(rounder.nonfinite & ~is_masked),
             ]
-        written = Signal(vmem_write(config))
         m.d.comb += [
-            written.address.eq(address[-1]),
-            written.row.eq(results),
-            skid.i.payload.eq(written),
+            skid_i.write.address.eq(address[-1]),
+            skid_i.write.row.eq(results),
+            skid_i.number.eq(numbers[-1]),
+            skid.i.payload.eq(skid_i),
+            Value.cast(skid_o).eq(skid.o.payload),
             skid.i.valid.eq(valid[-1]),
             enable.eq(skid.i.ready),
             self.nonfinite.eq(valid[-1] & enable & nonfinite.any()),
-            Value.cast(self.write.payload).eq(skid.o.payload),
+            self.write.payload.eq(skid_o.write),
             self.write.valid.eq(skid.o.valid),
             skid.o.ready.eq(self.write.ready),
         ]

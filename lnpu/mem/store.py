@@ -84,9 +84,11 @@ class StoreUnit(Block):
     Members
     -------
     command : In(command_stream())
-        Ready while the unit is idle.
+        Ready unless words of a command are still to be sent.
     busy : Out(1)
         From the cycle after a command was taken until the memory has acknowledged everything.
+    earlier : Out(1)
+        The memory has not acknowledged everything of the commands before the last one that was taken.
     error : Out(Error)
     read : Out(vmem_read_signature(config))
     memory : Out(memory_write_signature(config))
@@ -99,6 +101,7 @@ class StoreUnit(Block):
             {
                 "command": In(command_stream()),
                 "busy": Out(1),
+                "earlier": Out(1),
                 "error": Out(Error),
                 "read": Out(vmem_read_signature(config)),
                 "memory": Out(memory_write_signature(config)),
@@ -177,10 +180,12 @@ class StoreUnit(Block):
                 with m.If(astray):
                     m.d.comb += problem.eq(Error.FIELD)
                 with m.If(written):
-                    m.next = "ACKNOWLEDGE"
-            with m.State("ACKNOWLEDGE"), m.If(self.memory.idle):
-                m.next = "IDLE"
-        m.d.comb += self.busy.eq(~command_state.ongoing("IDLE"))
+                    m.next = "IDLE"
+        m.d.comb += [
+            self.busy.eq(~command_state.ongoing("IDLE") | ~self.memory.idle),
+            self.memory.fence.eq(self.command.ready & self.command.valid),
+            self.earlier.eq(~self.memory.fenced),
+        ]
 
         row_taken = Signal()
         row, row_valid = self._reader(m, begin, row_taken, store, most)

@@ -39,9 +39,11 @@ class StoreRawUnit(Block):
     Members
     -------
     command : In(command_stream())
-        Ready while the unit is idle.
+        Ready unless words of a command are still to be sent.
     busy : Out(1)
         From the cycle after a command was taken until the memory has acknowledged everything.
+    earlier : Out(1)
+        The memory has not acknowledged everything of the commands before the last one that was taken.
     error : Out(Error)
     read : Out(vmem_read_signature(config))
     memory : Out(memory_write_signature(config))
@@ -54,6 +56,7 @@ class StoreRawUnit(Block):
             {
                 "command": In(command_stream()),
                 "busy": Out(1),
+                "earlier": Out(1),
                 "error": Out(Error),
                 "read": Out(vmem_read_signature(config)),
                 "memory": Out(memory_write_signature(config)),
@@ -100,9 +103,13 @@ class StoreRawUnit(Block):
                 with m.Else():
                     m.d.comb += begin.eq(1)
                     m.next = "WRITE"
-            with m.State("WRITE"), m.If(~reading & ~pending & ~row_valid & self.memory.idle):
+            with m.State("WRITE"), m.If(~reading & ~pending & ~row_valid):
                 m.next = "IDLE"
-        m.d.comb += self.busy.eq(~command_state.ongoing("IDLE"))
+        m.d.comb += [
+            self.busy.eq(~command_state.ongoing("IDLE") | ~self.memory.idle),
+            self.memory.fence.eq(self.command.ready & self.command.valid),
+            self.earlier.eq(~self.memory.fenced),
+        ]
 
         # Rows: from the vector memory to the buffer.
         at = Signal(16, reset_less=True)

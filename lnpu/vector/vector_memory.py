@@ -61,8 +61,8 @@ class VectorMemory(Block):
     read_store, read_store_raw, read_a, read_b, read_c : In(vmem_read_signature(config))
         Those of the vector unit give a row in the cycle after the handshake only.
     error : Out(1)
-        An access whose address is beyond the last row is taken in this cycle. Such a write is dropped; such a read
-        returns any row.
+        An access whose address is beyond the last row was taken in the cycle before. Such a write is dropped; such a
+        read returns any row.
     """
 
     def __init__(self, *, config: ChipConfig) -> None:
@@ -148,5 +148,5 @@ class VectorMemory(Block):
             m.d.comb += port.row.eq(Mux(fresh, row, held))
             with m.If(fresh):
                 m.d.sync += held.eq(row)
-        m.d.comb += self.error.eq(Cat(errors).any())
+        m.d.sync += self.error.eq(Cat(errors).any())
         return m
