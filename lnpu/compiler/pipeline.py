@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 
 from lnpu.compiler.program import Emission, Program, Region, merged
 from lnpu.ctrl.commands import Opcode, Unit, unit_of
@@ -82,6 +81,7 @@ class Pipeline:
         self._background: deque[Emission] = deque()
         self._loads_left = 0  # of this round, about
         self._stores: list[Emission] = []  # of the last epilogue: they come after the next one's computation
+        self._late: list[Emission] = []  # those of a round of a single step: after the next one's loads
 
     def begin_round(self) -> int:
         """The first row of the next round's partial sums."""
@@ -149,7 +149,9 @@ class Pipeline:
         """The MULTIPLYs of a step, a list of them for each team."""
         if self.double or not self._results:
             self._multiply(multiplies)
+            self._play_late()
         else:
+            self._play_late()
             for team, own in zip(teams, multiplies, strict=True):
                 self._drain(team)
                 self._multiply([own])
@@ -166,6 +168,7 @@ class Pipeline:
         if alone:
             self._to_background()
             self._play_background()
+            self._late, self._stores = self._stores, []
         else:
             self._flush()
         self._results = list(results)
@@ -193,6 +196,7 @@ class Pipeline:
 
     def _flush(self) -> None:
         """Emit every drain and epilogue that is due."""
+        self._play_late()
         self._to_background()
         self._background.extend(self._stores)
         self._stores.clear()
@@ -201,6 +205,10 @@ class Pipeline:
     def _play_background(self) -> None:
         self.program.play(self._background)
         self._background.clear()
+
+    def _play_late(self) -> None:
+        self.program.play(self._late)
+        self._late = []
 
     def _load(self, load: Emit | None) -> None:
         """A load, and its share of the drains and epilogues that are due."""
@@ -221,11 +229,7 @@ class Pipeline:
     def _drain(self, team: int) -> None:
         """Drain what this team has summed up in the round before."""
         for result in [result for result in self._results if result.team == team]:
-            drain = self.program.record(result.drain)
-            if self._overwrite_stored(drain):
-                self.program.play(self._stores)
-                self._stores = []
-            self.program.play(drain)
+            result.drain()
             self._queue(result, [])
             self._results.remove(result)
 
@@ -243,12 +247,5 @@ class Pipeline:
         stores = len(epilogue)
         while stores > loads and epilogue[stores - 1].opcode in _STORES:
             stores -= 1
-        first = drain + epilogue[:loads]
-        order = [self._stores, first] if self._overwrite_stored(first) else [first, self._stores]
-        self._background.extend(chain(*order, epilogue[loads:stores]))
+        self._background.extend(drain + epilogue[:loads] + self._stores + epilogue[loads:stores])
         self._stores = epilogue[stores:]
-
-    def _overwrite_stored(self, emissions: Sequence[Emission]) -> bool:
-        """Whether these overwrite what the stores that wait have to read."""
-        reads = [region for store in self._stores for region in store.reads]
-        return any(mine.overlaps(theirs) for emission in emissions for mine in emission.writes for theirs in reads)
