@@ -121,34 +121,37 @@ class StoreUnit(Block):
         store = data.View(LAYOUTS[Opcode.STORE], held)
         offered = data.View(LAYOUTS[Opcode.STORE], self.command.payload[: LAYOUTS[Opcode.STORE].size])
 
-        # What is wrong with a command.
-        bad_field, bad_range = Signal(), Signal()
+        # What is wrong with a command: known in the cycle after it was taken.
+        bad_opcode, bad_field, bad_range = (
+            Signal(name=f"bad_{what}", reset_less=True) for what in ("opcode", "field", "range")
+        )
         misplaced = Signal()
         most = (BLOCK // beat).bit_length() - 1
-        with m.Switch(store.log2_block_pixels):
+        with m.Switch(offered.log2_block_pixels):
             for k in range(most + 1):
                 with m.Case(k):
-                    m.d.comb += misplaced.eq(store.pixel[:k].any())
+                    m.d.comb += misplaced.eq(offered.pixel[:k].any())
             with m.Default():
                 m.d.comb += misplaced.eq(1)
-        m.d.comb += [
+        m.d.sync += [
+            bad_opcode.eq(offered.opcode != Opcode.STORE),
             bad_field.eq(
-                (store.n_count == 0)
-                | (store.i_count == 0)
-                | (store.j_count == 0)
-                | (store.line_blocks == 0)
-                | (store.lo > store.hi)
-                | (store.below == 3)
-                | store.slots[:5].any()
-                | store.table[:5].any()
-                | store.slots[address_bits:].any()
-                | store.table[address_bits:].any()
+                (offered.n_count == 0)
+                | (offered.i_count == 0)
+                | (offered.j_count == 0)
+                | (offered.line_blocks == 0)
+                | (offered.lo > offered.hi)
+                | (offered.below == 3)
+                | offered.slots[:5].any()
+                | offered.table[:5].any()
+                | offered.slots[address_bits:].any()
+                | offered.table[address_bits:].any()
                 | misplaced
-                | (store.log2_run > min(MAX_LOG2_RUN, word_bits))
-                | (store.scale > MAX_SCALE)
-                | (store.scale < -MAX_SCALE)
+                | (offered.log2_run > min(MAX_LOG2_RUN, word_bits))
+                | (offered.scale > MAX_SCALE)
+                | (offered.scale < -MAX_SCALE)
             ),
-            bad_range.eq((store.line < 0) | (store.pixel < 0)),
+            bad_range.eq((offered.line < 0) | (offered.pixel < 0)),
         ]
 
         begin, astray, written = Signal(), Signal(), Signal()
@@ -164,7 +167,7 @@ class StoreUnit(Block):
                     ]
                     m.next = "CHECK"
             with m.State("CHECK"):
-                with m.If(store.opcode != Opcode.STORE):
+                with m.If(bad_opcode):
                     m.d.comb += problem.eq(Error.OPCODE)
                 with m.Elif(bad_field):
                     m.d.comb += problem.eq(Error.FIELD)
