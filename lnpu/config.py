@@ -8,7 +8,7 @@ __all__ = ["CONFIGS", "EDGE", "PAPER", "TINY", "ChipConfig", "get_config"]
 
 
 def _check(name: str, value: int, allowed: str, ok: bool) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not ok:
+    if not ok:
         raise ValueError(f"{name} must be {allowed}, not {value!r}")
 
 
@@ -85,6 +85,10 @@ class ChipConfig:
     tensor_states: int = 256
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if type(value) is not kind:
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
         _check("cores", self.cores, "1 to 16", 1 <= self.cores <= 16)
         _check("beat", self.beat, "4, 8 or 16", self.beat in (4, 8, 16))
         _check(
@@ -110,7 +114,7 @@ class ChipConfig:
                 name,
                 value,
                 f"a multiple of beat ({self.beat}) from {low} to {high}",
-                isinstance(value, int) and low <= value <= high and value % self.beat == 0,
+                low <= value <= high and value % self.beat == 0,
             )
         for name, low, high in (
             ("psum_rows", 16, 2048),
@@ -122,9 +126,7 @@ class ChipConfig:
             ("tensor_states", 2, 256),
         ):
             value = getattr(self, name)
-            _check(name, value, f"{low} to {high}", isinstance(value, int) and low <= value <= high)
-        if not isinstance(self.buffer_registers, bool):
-            raise ValueError(f"buffer_registers must be True or False, not {self.buffer_registers!r}")
+            _check(name, value, f"{low} to {high}", low <= value <= high)
         _check("dense_banks", self.dense_banks, "2 or 4", self.dense_banks in (2, 4))
         _check("vmem_banks", self.vmem_banks, "4 or 8", self.vmem_banks in (4, 8))
         _check(

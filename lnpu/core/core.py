@@ -475,7 +475,10 @@ class Core(Block):
                 with m.Else():
                     m.d.comb += self.error.eq(Error.FIELD)
                     m.next = "IDLE"
-            with m.State("WALK"), m.If(~(walk.visit.valid | read_valid | look_valid | queue.o.valid | skip.issue.valid)):
+            with (
+                m.State("WALK"),
+                m.If(~(walk.visit.valid | read_valid | look_valid | queue.o.valid | skip.issue.valid)),
+            ):
                 m.d.comb += flush.eq(1)
                 m.d.sync += occupied.eq(0)
                 m.next = "FLUSH"

@@ -113,7 +113,7 @@ def commands_header() -> str:
 
 def config_header(config: ChipConfig) -> str:
     """`lnpu_config.h`: every count and width of a configuration, and the number of counters."""
-    values = {name: value for name, value in asdict(config).items() if name != "name"}
+    values = {name: int(value) for name, value in asdict(config).items() if name != "name"}
     assert len(values) == len(fields(ChipConfig)) - 1
     return "\n".join(
         [

@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_headers_compile_together_and_agree_with_the_tables(folder, tmp_path):
         ),
         f"offsetof(lnpu_t, COUNTER_CYCLES_LOW) == {COUNTER_BASE}",
         f"LNPU_CONFIG_COUNTERS == {len(COUNTERS)}",
-        f"LNPU_CONFIG_CORES == {TINY.cores}",
+        *(f"LNPU_CONFIG_{name.upper()} == {int(value)}" for name, value in asdict(TINY).items() if name != "name"),
         "LNPU__SHAPE0__CORES_reset == LNPU_CONFIG_CORES",
     ]
     source = "\n".join(
