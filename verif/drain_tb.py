@@ -311,7 +311,7 @@ async def full_rate(dut):
 
 @cocotb.test()
 async def one_behind_the_other(dut):
-    """A command's first row follows the last one of the command before: three cycles later, or when its beats are taken."""
+    """A command's first row comes three cycles after the last one before it, or when that one's beats are taken."""
     bench = await testbench(dut)
     for lane_beats in range(1, BEATS + 1):
         command = Command(
