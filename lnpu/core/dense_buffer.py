@@ -8,6 +8,7 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
+from lnpu.core.page_write import page_write
 from lnpu.core.sparse_buffer import rotated
 from lnpu.formats import LOW_BITS
 from lnpu.hdl import Block, Sram
@@ -166,20 +167,15 @@ class DenseBuffer(Block):
         """What is written to a page."""
         beat = self.config.beat
         bits = (beat - 1).bit_length()
-        mine = Signal(2, name=f"ports_{page}")
-        m.d.comb += mine.eq(Cat(port.valid & (port.page == page) for port in self.write))
-        row, column, transpose, elements = (
-            Mux(mine[0], Value.cast(first), Value.cast(second))
-            for first, second in (
-                [(port.row, port.column, port.transpose, port.beat.data)[i] for port in self.write] for i in range(4)
-            )
+        valid, (row, column, transpose, elements) = page_write(
+            m, self.write, page, "row", "column", "transpose", "beat.data"
         )
         # Element e of the beat goes to bank (e + rotation) mod beat.
         rotation = Mux(transpose, column[:bits], row[:bits])
         written = Signal(data.ArrayLayout(16, beat), name=f"written_{page}")
         m.d.comb += written.as_value().eq(Cat(rotated([elements.word_select(e, 16) for e in range(beat)], rotation)))
         group = Signal(self.config.lanes // beat, name=f"group_{page}")
-        with m.If(mine.any()):
+        with m.If(valid):
             m.d.comb += group.eq(1 << column[bits:])
         rows, not_zero = [], Signal(beat, name=f"not_zero_{page}")
         for c in range(beat):

@@ -5,6 +5,7 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from lnpu.config import ChipConfig
+from lnpu.core.page_write import page_write
 from lnpu.hdl import Block, Sram
 from lnpu.interfaces import buffer_write
 
@@ -73,15 +74,11 @@ class MaskStore(Block):
 
         some, bits = [], []
         for page in range(2):
-            mine = Signal(2, name=f"ports_{page}")
-            m.d.comb += mine.eq(Cat(port.valid & (port.page == page) for port in self.write))
-            row, column, mask = (
-                Mux(mine[0], self.write[0][name], self.write[1][name]) for name in ("row", "column", "mask")
-            )
+            valid, (row, column, mask) = page_write(m, self.write, page, "row", "column", "mask")
             group, begins = column[low:], Signal(name=f"begins_{page}")
             written = Signal(groups, name=f"groups_{page}")
             m.d.comb += begins.eq(group == 0)
-            with m.If(mine.any()):
+            with m.If(valid):
                 m.d.comb += written.eq(Mux(begins, -1, 1 << group))
             # Of each group of lanes, its bits, and whether one is set.
             later = Mux(begins, 0, mask)
