@@ -39,8 +39,8 @@ class CommandQueue(Block):
     def elaborate(self, platform):
         m = Module()
         full = Signal()
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += [full.eq(1), self.o.payload.eq(self.i.payload)]
+        with m.If(~full):
+            m.d.sync += [full.eq(self.i.valid & self.i.ready), self.o.payload.eq(self.i.payload)]
         with m.Elif(self.o.ready):
             m.d.sync += full.eq(0)
         m.d.comb += [
